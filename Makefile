@@ -1,0 +1,50 @@
+# Every target sets up what it needs in .venv, on a fresh machine too, and says what it does.
+PYTHON ?= python3
+TORCH ?=
+VENV := .venv$(if $(TORCH),-torch-$(TORCH))
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+OUT ?= out
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check bench clean
+
+help: ## show this help
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## create .venv and install the package with everything its tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "== setting up $(VENV): torch, diffusers and the tools of the tests (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),sed -E 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $(VENV)/constraints.txt,cp constraints.txt $(VENV)/constraints.txt)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet $$(grep -E '^torch==' $(VENV)/constraints.txt) -c $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[diffusers,plot,dev]' -c $(VENV)/constraints.txt
+	@touch $@
+
+demo: $(STAMP) ## a real-size DiT-XL/2 at 512x512: sparsify it, check it, report it, time it, draw it
+	@echo "== building DiT-XL/2 (750 M parameters, random weights) and sparsifying it; about two minutes"
+	$(BIN)/sparsify demo --out $(OUT)
+
+test: $(STAMP) ## the test suite; make test TORCH=2.11.0 runs it with that torch
+	@echo "== running the tests (not the slow ones, see make test-all)"
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(STAMP) ## every test, with the slow ones on real-size models
+	@echo "== running all tests, the slow ones too"
+	$(BIN)/python -m pytest -m ''
+
+check: $(STAMP) ## ruff and mypy
+	@echo "== checking style, formatting and types"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## the benchmarks: dense against sparse, interleaved in one process
+	@echo "== benchmarking dense against sparse"
+	$(BIN)/python -m pytest benchmarks -m '' --benchmark-only --benchmark-disable-gc -p no:xdist
+	$(BIN)/sparsify bench
+
+clean: ## remove .venv and everything generated
+	rm -rf .venv .venv-torch-* $(OUT) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,73 @@
+"""Remove what does nothing: dead nodes, unused bodies, and operators that return their input unchanged."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from ..program import Program
+from ..shapes import shape_of
+from .base import Pass
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Cleanup(Pass):
+    """Exact to the last bit: only operators that return their input as it is are taken out."""
+
+    name: ClassVar[str] = "cleanup"
+
+    def match(self, program: Program) -> Iterable[fx.Graph]:
+        return [program.graph, *(body.graph for body in program.bodies.values())]
+
+    def rewrite(self, program: Program, place: fx.Graph) -> None:
+        used = {node.meta["body"] for node in program.block_nodes}
+        program.bodies = {name: body for name, body in program.bodies.items() if name in used}
+        for node in list(place.nodes):
+            if node.op == "call_function" and (does_nothing := _IDENTITIES.get(node.target)) and does_nothing(node):
+                node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        place.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or "body" in node.meta)
+
+
+def _same_type(node: fx.Node) -> bool:
+    before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    return before.dtype == after.dtype and before.device == after.device
+
+
+def _to_same(node: fx.Node) -> bool:
+    return _same_type(node) and not node.kwargs.get("copy", False) and len(node.args) < 4
+
+
+def _no_dropout(node: fx.Node) -> bool:
+    return node.args[1] == 0 or node.args[2] is False
+
+
+def _whole_slice(node: fx.Node) -> bool:
+    _, _, start, end, *step = (*node.args, 0, None)[: max(4, len(node.args))]
+    return start in (0, None) and (end is None or end == sys.maxsize) and step in ([], [1])
+
+
+def _by_one(node: fx.Node) -> bool:
+    operand = node.args[1]
+    return isinstance(operand, (int, float)) and operand == 1 and _same_type(node)
+
+
+def _same_shape(node: fx.Node) -> bool:
+    return shape_of(node) == shape_of(node.args[0])  # type: ignore[arg-type]
+
+
+_IDENTITIES: dict[object, Callable[[fx.Node], bool]] = {
+    aten.to.dtype: _to_same,
+    aten.dropout.default: _no_dropout,
+    aten.slice.Tensor: _whole_slice,
+    aten.mul.Tensor: _by_one,
+    aten.div.Tensor: _by_one,
+    aten.expand.default: _same_shape,
+    aten.alias.default: lambda node: True,
+}

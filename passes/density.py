@@ -1,0 +1,50 @@
+"""The density node: it reads the timestep at the graph's entry and yields the pooled grid (paper, timestep-wise density)."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from ..density import Density
+from ..program import DENSITY, Program
+from ..shapes import emit_size, new_size
+from .base import Pass
+
+
+@dataclass(frozen=True)
+class InsertDensity(Pass):
+    """Put the density node at the entry, where a target can compute it on the host before anything else runs.
+
+    The dense grid is computed there too, from the sizes of the inputs, so that other resolutions get theirs.
+    """
+
+    schedule: Density
+    name: ClassVar[str] = "density"
+
+    def match(self, program: Program) -> Iterable[fx.Node]:
+        return [node for node in program.placeholders if node.name == program.timestep]
+
+    def check(self, program: Program, place: fx.Node) -> str | None:
+        if program.density_node is not None:
+            return "the program has a density node already"
+        return None
+
+    def rewrite(self, program: Program, place: fx.Node) -> None:
+        graph = program.graph
+        with graph.inserting_after(program.placeholders[-1]):
+            end_of_inputs = graph.call_function(operator.pos, (0,))  # holds the place, so that nodes keep their order
+        with graph.inserting_before(end_of_inputs):
+            grid = [emit_size(graph, side) for side in program.grid]
+            density = self.mark(graph.call_module(DENSITY, (place, *grid)), place)
+            hint = max(2, min(self.schedule.grid_at(0, program.grid_hint)))
+            density.meta["val"] = tuple(new_size(program.shape_env, f"pooled{i}", hint) for i in range(len(grid)))
+            for axis in range(len(grid)):
+                side = graph.call_function(operator.getitem, (density, axis))
+                side.meta["val"] = density.meta["val"][axis]
+                self.mark(side, density)
+        graph.erase_node(end_of_inputs)
+        program.density = self.schedule

@@ -1,0 +1,134 @@
+"""Fill in a report from a program before and after its rewrites."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import sympy
+import torch
+
+from .density import Grid
+from .errors import PolicyError
+from .flops import block_costs, evaluate, graph_cost
+from .policy import Policy, Role
+from .program import Program
+from .report import BlockReport, DensityReport, Report, Skipped
+from .shapes import shape_of
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Multiply-adds of a program as expressions: outside of the trunk, and for each block."""
+
+    outside: sympy.Expr
+    blocks: list[sympy.Expr]
+
+    @classmethod
+    def of(cls, program: Program) -> Costs:
+        """Count a program as it is now."""
+        return cls(graph_cost(program.graph), block_costs(program))
+
+
+def make_report(
+    name: str, program: Program, dense: Costs, policy: Policy, pipeline: str, timings: dict[str, float], parameters: int
+) -> Report:
+    """The report of ``program`` after its passes; ``dense`` is its cost before them."""
+    sparse = Costs.of(program)
+    densities = _densities(program)
+    sizes = [_sizes(program, grid) for grid, _ in densities]
+    shares = [share for _, share in densities]
+    costs = [[evaluate(cost, at) for at in sizes] for cost in sparse.blocks]
+    outside = [evaluate(sparse.outside, at) for at in sizes]
+    totals = [outside[i] + sum(block[i] for block in costs) for i in range(len(sizes))]
+    blocks = []
+    for node, cost, dense_cost, role in zip(
+        program.block_nodes, costs, dense.blocks, _actual_roles(program, policy), strict=True
+    ):
+        body = program.body_of(node)
+        tokens = [_token_count(program, node, body.tokens, at) for at in sizes]
+        keys = [_token_count(program, node, body.tokens if body.keys is None else body.keys, at) for at in sizes]
+        mean = sum(share * value for share, value in zip(shares, cost, strict=True))
+        blocks.append(
+            BlockReport(
+                path=str(node.target),
+                role=role.name,
+                why=role.why,
+                tokens=tuple(tokens),
+                keys=tuple(keys),
+                gflops_dense=evaluate(dense_cost, sizes[0]) / 1e9,
+                gflops=tuple(value / 1e9 for value in cost),
+                gflops_mean=mean / 1e9,
+            )
+        )
+    added = sum(2 * restore.width * (restore.width + 1) for restore in program.restores)
+    dense_total = evaluate(dense.outside, sizes[0]) + sum(evaluate(cost, sizes[0]) for cost in dense.blocks)
+    return Report(
+        model=name,
+        policy=str(policy),
+        pipeline=pipeline,
+        grid=program.grid_hint,
+        grid_source=program.grid_source,
+        timestep=program.timestep,
+        gflops_dense=dense_total / 1e9,
+        gflops=sum(share * total for share, total in zip(shares, totals, strict=True)) / 1e9,
+        parameters=parameters,
+        parameters_added=added,
+        densities=tuple(
+            DensityReport(grid, share, total / 1e9) for (grid, share), total in zip(densities, totals, strict=True)
+        ),
+        blocks=tuple(blocks),
+        skipped=tuple(Skipped(s.pass_name, s.where, s.reason) for s in program.skips),
+        pass_seconds=timings,
+    )
+
+
+def _densities(program: Program) -> list[tuple[Grid, float]]:
+    if program.density is None:
+        return [(program.grid_hint, 1.0)]
+    return list(program.density.grids(program.grid_hint).items())
+
+
+def _sizes(program: Program, pooled: Grid) -> dict[sympy.Basic, int]:
+    """Every size symbol's number: those of the capture, batch 1, and the sides of one pooled grid."""
+    sizes = {symbol: int(size) for symbol, size in program.shape_env.backed_var_to_val.items()}
+    batch = shape_of(program.tokens_in(program.block_nodes[0]))[0]
+    if isinstance(batch, sympy.Symbol):
+        sizes[batch] = 1
+    for node, side in zip(program.pooled_nodes, pooled, strict=False):
+        sizes[node.meta["val"].node.expr] = side
+    return sizes
+
+
+def _token_count(program: Program, node: torch.fx.Node, position: int, sizes: dict[sympy.Basic, int]) -> int:
+    count = shape_of(node.args[position])[1]  # type: ignore[arg-type]
+    return count if isinstance(count, int) else evaluate(count, sizes)
+
+
+def _actual_roles(program: Program, policy: Policy) -> list[Role]:
+    """The policy's roles, but with the reason where a pass left a block as it was."""
+    roles = []
+    for node, role in zip(program.block_nodes, policy.roles(len(program.paths)), strict=True):
+        rewritten = "provenance" in node.meta or node.meta["body"].endswith(".pooling")
+        if role.name in ("pooling", "generate", "sparse", "recover") and not rewritten:
+            role = Role("dense", None, f"left as it was (asked for: {role.name}); see below")
+        roles.append(role)
+    return roles
+
+
+def check_density(policy: Policy, grid: Grid) -> bool:
+    """Whether the policy pools anything on this grid.
+
+    Raises:
+        PolicyError: the density does not fit the grid, or reaches the full grid at some timesteps only.
+    """
+    grids = policy.density.grids(grid)
+    if set(grids) == {grid} and policy.density.keeps_everything(grid):
+        return False
+    if grid in grids:
+        raise PolicyError(
+            f"Policy.density {policy.density} keeps all {math.prod(grid)} tokens of the {grid} grid at {grids[grid]:.0%} of the "
+            f"timesteps and fewer at others. A module with nothing to pool is not the dense model, because its restore "
+            f"layers start from the tokens before it. Use a finest end above rate 0, or the full grid at all timesteps."
+        )
+    return True

@@ -1,0 +1,65 @@
+"""The one verb."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import InputError, PolicyError, RewriteError
+from .policy import Policy
+from .runtime import SparseModel
+from .stage import Request
+
+
+def sparsify(
+    model: nn.Module,
+    policy: Policy,
+    example_inputs: Sequence[Any] | Mapping[str, Any] | torch.Tensor | None = None,
+    *,
+    grid: Sequence[int] | None = None,
+    timestep: str | None = None,
+) -> SparseModel:
+    """Rewrite a Diffusion Transformer so that most of its blocks see fewer tokens (SparseDiT, arXiv 2412.06028).
+
+    Args:
+        model: any module whose trunk is a chain of repeated blocks. It is not changed. Its parameters become the
+            result's parameters (the same objects, as with ``torch.compile``); deep-copy it first to keep them apart.
+        policy: which block does what, and at which density.
+        example_inputs: one call's inputs, a tuple of positional or a dict of keyword inputs. Without it the model is
+            captured at its first call.
+        grid: the token grid in row-major order, where it cannot be read off the graph.
+        timestep: the name of the input that carries the timestep, where it cannot be told.
+
+    Returns:
+        A module called like ``model``, with :meth:`~sparsify.runtime.SparseModel.report` and ``graph_module``.
+
+    Raises:
+        SparsifyError: a subclass says what does not fit: the policy (PolicyError), the trunk (TrunkError), the token
+            grid (GridError), the capture (CaptureError), every rewrite refused (RewriteError), the inputs (InputError).
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; sparsify takes a torch.nn.Module, such as pipe.transformer.")
+    if not isinstance(policy, Policy):
+        raise PolicyError(f"policy is a {type(policy).__name__}; it must be a Policy, such as Policy.auto().")
+    if any(isinstance(module, SparseModel) for module in model.modules()):
+        raise RewriteError(f"{type(model).__name__} is sparsified already; call sparsify on the original model.")
+    sparse = SparseModel(model, Request(policy, None if grid is None else tuple(grid), timestep))
+    if example_inputs is not None:
+        args, kwargs = _split(example_inputs)
+        sparse.capture(args, kwargs)
+    return sparse
+
+
+def _split(example_inputs: Any) -> tuple[Sequence[Any], dict[str, Any]]:
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise InputError(
+        f"example_inputs is a {type(example_inputs).__name__}; it must be a tuple of inputs or a dict of keyword inputs."
+    )

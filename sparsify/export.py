@@ -1,0 +1,154 @@
+"""torch.export as this compiler uses it: flat tensors in and out, every dimension free, parameters as ``get_attr``."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from .calls import CallSpec, OutputSpec
+from .errors import CaptureError
+
+aten = torch.ops.aten
+
+_LIFTED = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+@dataclass
+class Captured:
+    """One exported module.
+
+    Attributes:
+        graph: placeholders are the flat tensor inputs, ``get_attr`` nodes carry the module's own parameter names.
+        constants: tensors and sub-graphs that the trace found besides parameters and buffers, by ``get_attr`` name.
+        output_spec: how the flat outputs become what the module returns.
+        shape_env: the symbols of the shapes in ``node.meta["val"]``, with the guards met while tracing.
+    """
+
+    graph: fx.Graph
+    constants: dict[str, Any]
+    output_spec: OutputSpec
+    shape_env: ShapeEnv
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        """The input nodes, one per flat tensor."""
+        return self.graph.find_nodes(op="placeholder")
+
+
+class _FlatCall(nn.Module):
+    """The module behind a flat signature. It holds the module as a child, so names only gain the prefix ``inner.``"""
+
+    def __init__(self, inner: nn.Module, call: CallSpec, on_return: Callable[[OutputSpec], None]) -> None:
+        super().__init__()
+        self.inner = inner
+        self._call = call
+        self._on_return = on_return  # torch.export undoes changes of attributes, so the spec leaves by this way
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        args, kwargs = self._call.unflatten(tensors)
+        spec, outputs = OutputSpec.of(self.inner(*args, **kwargs))
+        self._on_return(spec)
+        return tuple(outputs)
+
+
+def capture_module(module: nn.Module, call: CallSpec, tensors: Sequence[torch.Tensor]) -> Captured:
+    """Export ``module`` as called by ``call`` with ``tensors``, with every dimension of every tensor symbolic.
+
+    Raises:
+        CaptureError: torch.export could not trace it; the cause is attached.
+    """
+    returned: list[OutputSpec] = []
+    flat = _FlatCall(module, call, returned.append)
+    flat.training = module.training
+    dynamic = (tuple({axis: Dim.AUTO for axis in range(tensor.ndim)} for tensor in tensors),)
+    try:
+        program = torch.export.export(flat, tuple(tensors), dynamic_shapes=dynamic, strict=False)
+        if any(_mutates(node) for node in program.graph.nodes):
+            program = program.run_decompositions({})  # slicing a graph would drop in-place writes silently
+    except Exception as error:
+        summary = str(error).strip().splitlines() or [type(error).__name__]
+        raise CaptureError(f"torch.export cannot trace {type(module).__name__}: {summary[0]}") from error
+    constants: dict[str, Any] = {}
+    graph = _unlift(program, call.tensor_names, constants)
+    shape_env = next(env for node in graph.nodes if (env := _shape_env(node)) is not None)
+    return Captured(graph, constants, returned[-1], shape_env)
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _shape_env(node: fx.Node) -> ShapeEnv | None:
+    mode = getattr(node.meta.get("val"), "fake_mode", None)
+    return None if mode is None else mode.shape_env
+
+
+def _unlift(program: ExportedProgram, names: Sequence[str], constants: dict[str, Any]) -> fx.Graph:
+    """The program's graph with parameters and constants read by ``get_attr`` instead of passed in."""
+    inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    if mutated := [spec.target for spec in program.graph_signature.output_specs if spec.kind != OutputKind.USER_OUTPUT]:
+        raise CaptureError(f"the module writes to {mutated} while it runs; a captured graph must not have side effects.")
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    lifted = {node for node in program.graph.nodes if node.name in inputs and inputs[node.name].kind in _LIFTED}
+    user_inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node not in lifted]
+    for node, name in zip(user_inputs, names, strict=True):
+        copied[node] = graph.placeholder(_identifier(name))
+        copied[node].meta = {"val": node.meta["val"]}
+    for node in program.graph.nodes:
+        if node in lifted and node.users:
+            copied[node] = _get_attr(graph, inputs[node.name], program, constants)
+            copied[node].meta = {"val": node.meta["val"]}
+        elif node.op == "get_attr":  # the body of a higher-order op, such as a no_grad region
+            name = f"region_{len(constants)}"
+            constants[name] = getattr(program.graph_module, str(node.target))
+            copied[node] = graph.create_node("get_attr", name)
+        elif node.op != "placeholder" and not _is_noise(node):
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+    return graph
+
+
+def _get_attr(graph: fx.Graph, spec: Any, program: ExportedProgram, constants: dict[str, Any]) -> fx.Node:
+    name = spec.target.removeprefix("inner.")
+    if spec.kind == InputKind.CONSTANT_TENSOR:
+        name = f"constant_{len(constants)}"
+        constants[name] = program.constants[spec.target]
+    return graph.create_node("get_attr", name)
+
+
+def _is_noise(node: fx.Node) -> bool:
+    """Trace-time assertions: they pin dtypes that autocast may change, and guards are checked at the call instead."""
+    return not node.users and node.target in (
+        aten._assert_tensor_metadata.default,
+        aten._assert_scalar.default,
+        aten._assert_async.msg,
+        aten.sym_constrain_range_for_size.default,
+    )
+
+
+def _identifier(name: str) -> str:
+    name = re.sub(r"\W", "_", name)
+    return name if name.isidentifier() else f"input_{name}"
+
+
+def flat_outputs(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that a captured graph returns."""
+    (output,) = graph.find_nodes(op="output")
+    returned = output.args[0]
+    return list(returned) if isinstance(returned, (tuple, list)) else [returned]
+
+
+def result_nodes(call: fx.Node, count: int) -> Iterator[fx.Node | None]:
+    """For each of the ``count`` results of a multi-output ``call``, the ``getitem`` node that reads it."""
+    by_index = {user.args[1]: user for user in call.users if user.target is operator.getitem}
+    return (by_index.get(index) for index in range(count))

@@ -1,0 +1,95 @@
+"""Count multiply-adds on the graph, as expressions in the sizes of the inputs.
+
+One multiply and one add count as one, as in the paper's GFLOPs. Counted are products of matrices: linear layers,
+attention, convolutions, einsum. Everything else in a transformer is small beside them and is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import sympy
+import torch
+from torch import fx
+
+from .program import Program
+from .shapes import Size, shape_of
+
+aten = torch.ops.aten
+
+
+def graph_cost(graph: fx.Graph) -> sympy.Expr:
+    """Multiply-adds of the operators in one graph, without the modules it calls."""
+    counted = (_COUNTS[node.target](node) for node in graph.nodes if node.target in _COUNTS)
+    return sympy.Add(*counted)
+
+
+def block_costs(program: Program) -> list[sympy.Expr]:
+    """Multiply-adds of every block of the trunk, in the symbols of the outer graph."""
+    bodies = {name: graph_cost(body.graph) for name, body in program.bodies.items()}
+    return [bodies[node.meta["body"]].xreplace(_binding(program, node)) for node in program.block_nodes]
+
+
+def _binding(program: Program, node: fx.Node) -> dict[sympy.Basic, sympy.Basic]:
+    """What each size symbol of a body is at one call of it."""
+    binding: dict[sympy.Basic, sympy.Basic] = {}
+    for argument, placeholder in zip(node.args, program.body_of(node).placeholders, strict=True):
+        for outer, inner in zip(shape_of(argument), shape_of(placeholder), strict=True):  # type: ignore[arg-type]
+            if isinstance(inner, sympy.Symbol):
+                binding[inner] = sympy.sympify(outer)
+    return binding
+
+
+def evaluate(cost: sympy.Expr, sizes: Mapping[sympy.Basic, int]) -> int:
+    """The number of multiply-adds for concrete sizes."""
+    return int(cost.xreplace({symbol: sympy.Integer(size) for symbol, size in sizes.items()}))
+
+
+def _product(sizes: tuple[Size, ...]) -> Size:
+    return math.prod(sizes)
+
+
+def _linear(node: fx.Node) -> Size:
+    return _product(shape_of(node)) * shape_of(node.args[1])[1]  # type: ignore[arg-type]
+
+
+def _matmul(node: fx.Node) -> Size:
+    return _product(shape_of(node)) * shape_of(node.args[0])[-1]  # type: ignore[arg-type]
+
+
+def _addmm(node: fx.Node) -> Size:
+    return _product(shape_of(node)) * shape_of(node.args[1])[-1]  # type: ignore[arg-type]
+
+
+def _convolution(node: fx.Node) -> Size:
+    return _product(shape_of(node)) * _product(shape_of(node.args[1])[1:])  # type: ignore[arg-type]
+
+
+def _attention(node: fx.Node) -> Size:
+    query, key, value = (shape_of(operand) for operand in node.args[:3])  # type: ignore[arg-type]
+    return _product(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _einsum(node: fx.Node) -> Size:
+    equation, operands = node.args[0], node.args[1]
+    if len(operands) != 2:  # type: ignore[arg-type]
+        return 0  # one operand is only moved about
+    terms = str(equation).split("->")[0].replace(" ", "").split(",")
+    letters = {letter: size for term, operand in zip(terms, operands, strict=True) for letter, size in zip(term, shape_of(operand), strict=False)}  # type: ignore[arg-type]
+    return _product(tuple(letters.values()))
+
+
+_COUNTS: dict[object, Callable[[fx.Node], Size]] = {
+    aten.linear.default: _linear,
+    aten.matmul.default: _matmul,
+    aten.mm.default: _matmul,
+    aten.bmm.default: _matmul,
+    aten.addmm.default: _addmm,
+    aten.baddbmm.default: _addmm,
+    aten.conv1d.default: _convolution,
+    aten.conv2d.default: _convolution,
+    aten.conv3d.default: _convolution,
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.einsum.default: _einsum,
+}

@@ -1,0 +1,286 @@
+"""The module that ``sparsify`` returns: the model's own parameters, run by the rewritten graphs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .calls import CallSpec
+from .density import Density
+from .errors import InputError, NotCapturedError, RewriteError
+from .program import DENSITY, Body, Program
+from .report import Report
+from .stage import Request, Stage, build_stage
+
+RESTORE = "sparsify_restore"
+
+
+class Container(nn.Module):
+    """A place in the tree of parameters; the graphs do the computing."""
+
+
+class Block(Container):
+    """One trunk block: its own parameters, run by the code that all blocks of its structure and role share."""
+
+    body: Body
+    code: Callable[..., Any]
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        """Run the body's graph; flat tensors in and out."""
+        return self.code(self, *tensors)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The FX graph this block runs."""
+        return self.body.graph
+
+
+class DensityModule(nn.Module):
+    """The density node at run time: timestep in, sides of the pooled grid out."""
+
+    def __init__(self, density: Density) -> None:
+        super().__init__()
+        self.density = density
+
+    def forward(self, timestep: torch.Tensor, *grid: int) -> tuple[int, ...]:
+        """The densest grid that the timesteps of the batch ask for; an empty batch gets the coarsest."""
+        timesteps = timestep.flatten().tolist() or [self.density.timesteps]
+        pooled = max((self.density.grid_at(t, grid) for t in timesteps), key=math.prod)
+        if pooled == grid:
+            raise InputError(f"the pooled grid is the full {grid} grid at this resolution: there is nothing to pool.")
+        return pooled
+
+
+class SparseModel(nn.Module):
+    """A model in sparse form, called like the model.
+
+    It holds the model's own parameters and buffers under their own names, and the restore layers under
+    ``sparsify_restore``: training or moving it trains or moves the model's parameters, which are the same objects.
+    Attributes it does not have are looked up on the model.
+
+    The model is captured once for each of: training or evaluation mode, dtype and device of its parameters, and set of
+    input sizes for which tracing takes another path.
+    """
+
+    def __init__(self, model: nn.Module, request: Request) -> None:
+        super().__init__()
+        self.__dict__["_source"] = (model,)  # in a tuple, so that its parameters are not registered twice
+        self._request = request
+        self._stages: list[Stage] = []
+        self._outers: dict[Stage, fx.GraphModule] = {}
+        self._active: Stage | None = None
+        self._call: CallSpec | None = None
+        self.training = model.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns for these arguments, computed sparsely."""
+        if self._call is None:
+            self.capture(args, kwargs)
+        assert self._call is not None  # noqa: S101  # set by capture
+        tensors = self._call.flatten(args, kwargs)
+        stage = self._activate(self._stage_for(tensors))
+        outputs = self._outers[stage](*tensors)
+        return stage.program.output_spec.unflatten(outputs)
+
+    def capture(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Capture the model as called with these arguments and take over its parameters."""
+        model = self._source[0]
+        stage = build_stage(model, self._request, args, kwargs, _kind(model))
+        _mirror(model, self, stage.program.paths)
+        if stage.program.restores:
+            self.register_module(RESTORE, _restore_layers(stage.program))
+        if stage.program.density is not None:
+            self.register_module(DENSITY, DensityModule(stage.program.density))
+        self._call = stage.program.call
+        self._stages.append(stage)
+        self._activate(stage)
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The whole model as one FX graph, with the trunk's blocks as calls of :class:`Block`."""
+        return self._outers[self._captured()]
+
+    @property
+    def program(self) -> Program:
+        """The program behind :attr:`graph_module`."""
+        return self._captured().program
+
+    @property
+    def policy(self) -> Any:
+        """The policy this model was made with."""
+        return self._request.policy
+
+    def report(self) -> Report:
+        """What was done to which block, and what it saves."""
+        return self._captured().report
+
+    def _captured(self) -> Stage:
+        if self._active is None:
+            raise NotCapturedError(
+                "this sparse model is captured at its first call; until then it has no parameters, graph or report. "
+                "Pass example_inputs to sparsify() to capture it at once."
+            )
+        return self._active
+
+    def _stage_for(self, tensors: Sequence[torch.Tensor]) -> Stage:
+        kind = _kind(self)
+        for stage in self._stages:
+            if stage.accepts(tensors, self.training, kind):
+                return stage
+        model = self._source[0]
+        _share_tensors(self, model)
+        assert self._call is not None  # noqa: S101  # a call came before
+        args, kwargs = self._call.unflatten(tensors)
+        flags = [(module, module.training) for module in model.modules()]
+        try:
+            if model.training != self.training:
+                model.train(self.training)
+            stage = build_stage(model, self._request, args, kwargs, kind)
+        finally:
+            for module, training in flags:
+                module.training = training
+        if len(stage.program.restores) != len(self._stages[0].program.restores):
+            raise RewriteError("this call would need other restore layers than the model was made with.")
+        self._stages.append(stage)
+        return stage
+
+    def _activate(self, stage: Stage) -> Stage:
+        if stage is self._active:
+            return stage
+        if stage not in self._outers:
+            self._outers[stage] = _outer_module(stage.program, self)
+        code = {name: _compiled(body) for name, body in stage.program.bodies.items()}
+        for node in stage.program.block_nodes:
+            block = self.get_submodule(str(node.target))
+            body = stage.program.body_of(node)
+            block.__dict__.update(body.constants, body=body, code=code[body.name])
+        self._active = stage
+        return stage
+
+    # --- what a module must do -----------------------------------------------------------------------------------
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """As for any module; before the capture it raises, so that no optimiser misses the restore layers."""
+        self._captured()
+        return super().named_parameters(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own entries, and the restore layers'."""
+        self._captured()
+        return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Loads a sparse checkpoint; a dense one too with ``strict=False``, where only restore layers are missing."""
+        self._captured()
+        return super().load_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseModel:
+        if self._call is None:
+            self._source[0]._apply(fn)
+            return self
+        super()._apply(fn, recurse)
+        _share_tensors(self, self._source[0])
+        return self
+
+    def train(self, mode: bool = True) -> SparseModel:
+        """Training or evaluation mode; the model is captured in the mode it is called in."""
+        if self._call is None:
+            self._source[0].train(mode)
+        super().train(mode)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or "_source" not in self.__dict__:
+                raise
+            return getattr(self._source[0], name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseModel:
+        for stage in self._stages:  # finished programs never change, so copies share them
+            memo[id(stage)] = stage
+            memo.update((id(body), body) for body in stage.program.bodies.values())
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        active = self._active
+        state = {key: value for key, value in self.__dict__.items() if key not in ("_active", "_outers")}
+        twin.__dict__.update(copy.deepcopy(state, memo), _active=None, _outers={})
+        if active is not None:
+            twin._activate(active)
+        return twin
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a SparseModel is not pickled; save state_dict() and policy.to_json(), and sparsify again.")
+
+    def __repr__(self) -> str:
+        state = "captured at its first call" if self._active is None else f"{len(self._stages)} capture(s)"
+        return f"SparseModel({type(self._source[0]).__name__}, {self._request.policy}, {state})"
+
+
+def _kind(module: nn.Module) -> object:
+    """Dtype and device, which tracing writes into the graph."""
+    for parameters in (module._parameters, *(child._parameters for child in module.modules())):
+        for parameter in parameters.values():
+            if parameter is not None:
+                return parameter.dtype, parameter.device
+    return None
+
+
+def _mirror(model: nn.Module, root: nn.Module, blocks: list[str]) -> None:
+    """Give ``root`` a tree of the same names as ``model``'s that holds the same parameters and buffers."""
+    twins: dict[nn.Module, nn.Module] = {model: root}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if module not in twins:
+            twins[module] = Block() if path in blocks else Container()
+            twins[module].training = module.training
+        parent_path, _, name = path.rpartition(".")
+        if path:
+            twins[model.get_submodule(parent_path)]._modules[name] = twins[module]
+    for module, twin in twins.items():
+        twin._parameters.update(module._parameters)
+        twin._buffers.update(module._buffers)
+        twin._non_persistent_buffers_set.update(module._non_persistent_buffers_set)
+
+
+def _share_tensors(sparse: nn.Module, model: nn.Module) -> None:
+    """After a move, let the model hold the same tensors as its mirror again."""
+    for path, module in model.named_modules():
+        twin = sparse.get_submodule(path)
+        module._parameters.update(twin._parameters)
+        module._buffers.update(twin._buffers)
+
+
+def _restore_layers(program: Program) -> nn.ModuleList:
+    """``W1 = 0``, ``W2 = I``, biases 0: at first a module hands on the dense tokens from before it (paper, 3.2)."""
+    layers = nn.ModuleList()
+    for restore in program.restores:
+        options = {"dtype": restore.dtype, "device": restore.device}
+        pair = nn.ModuleDict({part: nn.Linear(restore.width, restore.width, **options) for part in ("sparse", "dense")})
+        with torch.no_grad():
+            for parameter in pair.parameters():
+                parameter.zero_()
+            pair["dense"].weight.fill_diagonal_(1)
+        layers.append(pair)
+    return layers
+
+
+def _outer_module(program: Program, root: nn.Module) -> fx.GraphModule:
+    """The outer graph as a module that shares ``root``'s registries, so that moves and loads reach it."""
+    outer = fx.GraphModule(nn.Module(), fx.Graph())  # empty at first: it would copy what the graph names
+    outer._modules, outer._parameters, outer._buffers = root._modules, root._parameters, root._buffers
+    outer.__dict__.update(program.constants)
+    outer.graph = program.graph
+    return outer
+
+
+def _compiled(body: Body) -> Callable[..., Any]:
+    """The Python function of a body's graph; its first argument is the module with the parameters."""
+    template = fx.GraphModule(nn.Module(), fx.Graph())
+    template.graph = body.graph
+    return type(template).forward

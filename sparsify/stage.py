@@ -1,0 +1,120 @@
+"""From a call of a model to a verified sparse program: capture, analysis, passes, report."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .accounting import Costs, check_density, make_report
+from .calls import CallSpec
+from .capture import capture
+from .errors import GridError, RewriteError, SparsifyError
+from .grid import find_grid
+from .guards import Guards
+from .passes import Cleanup, InsertDensity, Pipeline, SparseDense, pipeline_for
+from .policy import Policy
+from .program import Program
+from .report import Report
+from .timestep import find_timestep
+
+log = logging.getLogger("sparsify")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller of ``sparsify`` asked for."""
+
+    policy: Policy
+    grid: tuple[int, ...] | None = None
+    timestep: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One finished capture: a program, when it is valid, and its report.
+
+    Attributes:
+        sizes: set where the rewrite holds for one resolution only; shapes of the inputs without their batch axis.
+    """
+
+    program: Program
+    guards: Guards
+    report: Report
+    training: bool
+    kind: object
+    sizes: tuple[torch.Size, ...] | None
+
+    def accepts(self, tensors: Sequence[torch.Tensor], training: bool, kind: object) -> bool:
+        """Whether a call with these tensors, in this mode and with parameters of this kind, is covered."""
+        if (training, kind) != (self.training, self.kind):
+            return False
+        if self.sizes is not None and self.sizes != _sizes(tensors):
+            return False
+        return self.guards.violation(tensors) is None
+
+
+def build_stage(model: nn.Module, request: Request, args: Sequence[Any], kwargs: dict[str, Any], kind: object) -> Stage:
+    """Capture ``model`` as called and rewrite it.
+
+    Raises:
+        SparsifyError: see the subclasses; the model is as it was.
+    """
+    call, tensors = CallSpec.of(model.forward, args, kwargs)
+    if not tensors:
+        raise SparsifyError("the example inputs hold no tensor.")
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+        program = capture(model, call, [tensor.detach() for tensor in tensors])
+        policy = request.policy.fitted(len(program.paths))
+        dense = Costs.of(program)
+        pools = _analyse(program, request, policy)
+        pipeline = pipeline_for(policy, len(program.paths))
+        if policy.kind != "dense" and not pools:
+            pipeline = _without_modules(pipeline, program)
+        rewritten = pipeline.run(program)
+    if policy.kind != "dense" and pools and not rewritten:
+        reasons = "\n  ".join(f"{skip.pass_name} at {skip.where}: {skip.reason}" for skip in program.skips)
+        raise RewriteError(f"the policy changed nothing, every rewrite was refused:\n  {reasons}")
+    parameters = sum(p.numel() for p in model.parameters())
+    report = make_report(type(model).__name__, program, dense, policy, str(pipeline), pipeline.timings, parameters)
+    log.info("captured %s: %.2f -> %.2f GFLOPs", report.model, report.gflops_dense, report.gflops)
+    sizes = None if pools or policy.kind == "dense" else _sizes(tensors)
+    return Stage(program, Guards(program), report, model.training, kind, sizes)
+
+
+def _analyse(program: Program, request: Request, policy: Policy) -> bool:
+    """Find the grid and the timestep where the policy needs them; whether it pools anything."""
+    if policy.kind == "dense":
+        try:
+            program.grid, program.grid_source = find_grid(program, request.grid)
+        except GridError as error:
+            if request.grid is not None:
+                raise
+            program.grid_source = str(error)
+        return False
+    if not policy.sdtm:
+        return True  # poolingformer alone needs neither
+    program.grid, program.grid_source = find_grid(program, request.grid)
+    pools = check_density(policy, program.grid_hint)
+    if pools:
+        program.timestep = find_timestep(program, request.timestep)
+    return pools
+
+
+def _without_modules(pipeline: Pipeline, program: Program) -> Pipeline:
+    """What is left of a pipeline when the pooled grid is the full grid: no module has anything to pool."""
+    warnings.warn(
+        f"the policy's pooled grid is the full {program.grid_hint} grid, so its sparse-dense modules stay dense blocks.",
+        stacklevel=2,
+    )
+    kept = tuple(p for p in pipeline if not isinstance(p, (SparseDense, InsertDensity)))
+    return replace(pipeline, passes=() if all(isinstance(p, Cleanup) or not hasattr(p, "blocks") for p in kept) else kept)
+
+
+def _sizes(tensors: Sequence[torch.Tensor]) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape[1:] for tensor in tensors)

@@ -1,0 +1,66 @@
+"""Find which input of the model is the timestep: the one that is embedded by sines and cosines."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import fx
+
+from .errors import InputError
+from .program import Program
+
+aten = torch.ops.aten
+
+_SINUSOIDS = {aten.sin.default, aten.cos.default}
+# A value keeps its meaning through these: it is reshaped, converted or scaled, but not mixed with weights.
+_TRANSPARENT = {
+    "slice", "select", "unsqueeze", "squeeze", "view", "reshape", "expand", "expand_as", "flatten", "to", "_to_copy", "mul",
+    "div", "add", "sub", "clone", "contiguous", "repeat", "alias", "einsum", "outer", "neg", "unflatten", "permute",
+}  # fmt: skip
+_NAMES = re.compile(r"(^|_)(t|time|times|timestep|timesteps|sigma|sigmas|noise|noise_level|time_step)$", re.IGNORECASE)
+
+
+def find_timestep(program: Program, given: str | None = None) -> str:
+    """The name of the placeholder that carries the timestep, a tensor of shape () or (batch,).
+
+    Raises:
+        InputError: ``given`` names no tensor input, or none or several inputs look like a timestep.
+    """
+    names = [node.name for node in program.placeholders]
+    if given is not None:
+        if given not in names:
+            raise InputError(f"timestep={given!r} is no tensor input of the model; its tensor inputs are {names}.")
+        return given
+    small = [node for node in program.placeholders if node.meta["val"].ndim <= 1]
+    embedded = [node for node in small if _is_embedded(program, program.graph, node)]
+    named = [node for node in (embedded or small) if _NAMES.search(node.name)]
+    for found in (named, embedded):
+        if len(found) == 1:
+            return found[0].name
+    raise InputError(
+        f"which input is the timestep is not clear: {[n.name for n in named or embedded] or 'none'} of {names} look like one. "
+        f"Pass timestep='name' with a tensor of shape () or (batch,)."
+    )
+
+
+def _is_embedded(program: Program, graph: fx.Graph, start: fx.Node) -> bool:
+    """Whether sines or cosines are taken of ``start``, here or inside a block it is handed to."""
+    queue, seen = [start], {start}
+    while queue:
+        for user in queue.pop().users:
+            if user.target in _SINUSOIDS:
+                return True
+            if "body" in user.meta:
+                body = program.body_of(user)
+                inner = [p for p, argument in zip(body.placeholders, user.args, strict=True) if argument in seen]
+                if any(_is_embedded(program, body.graph, node) for node in inner):
+                    return True
+            elif user not in seen and _is_transparent(user):
+                seen.add(user)
+                queue.append(user)
+    return False
+
+
+def _is_transparent(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._opname in _TRANSPARENT

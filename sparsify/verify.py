@@ -1,0 +1,158 @@
+"""The verifier: run after every pass, it names the pass that left an illegal program and shows the IR around the fault.
+
+It checks which operators are legal at each stage, the structure of every graph, that block calls fit their bodies, and
+that the shapes nodes claim are those that running them on fake tensors gives.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .errors import VerificationError
+from .ops import pool_tokens, restore_tokens
+from .program import DENSITY, Program
+from .shapes import compute_value, size_of
+
+_ALWAYS: tuple[object, ...] = (operator.getitem, torch.sym_sqrt, math.trunc)
+# Which functions, besides ATen operators that change nothing in place, may stand in a graph at each stage.
+LEGAL_FUNCTIONS: dict[str, tuple[object, ...]] = {
+    "captured": _ALWAYS,
+    "sparse": (*_ALWAYS, pool_tokens, restore_tokens),
+}
+_LEGAL_NAMESPACES = {"aten", "prims", "higher_order"}
+
+
+def verify(program: Program, pass_name: str) -> None:
+    """Check the whole program.
+
+    Raises:
+        VerificationError: it is not legal; ``pass_name`` is blamed.
+    """
+    graphs = [("outer graph", program.graph), *((name, body.graph) for name, body in program.bodies.items())]
+    try:
+        for where, graph in graphs:
+            _verify_structure(graph, program.stage, where)
+        _verify_blocks(program)
+        for where, graph in graphs:
+            text = str(graph)  # what an earlier verification has seen is not run again
+            if program.verified.get(where) != text:
+                _verify_shapes(graph, where)
+                program.verified[where] = text
+    except _Fault as fault:
+        raise VerificationError(f"pass {pass_name} left an illegal {fault.where}: {fault}\n{_nearby(fault.node)}") from fault
+
+
+class _Fault(Exception):
+    def __init__(self, where: str, node: fx.Node, message: str) -> None:
+        super().__init__(message)
+        self.where, self.node = where, node
+
+
+def _verify_structure(graph: fx.Graph, stage: str, where: str) -> None:
+    seen: set[fx.Node] = set()
+    last = next(reversed(graph.nodes))
+    if last.op != "output":
+        raise _Fault(where, last, "the last node is not the output")
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            if source not in seen:
+                raise _Fault(where, node, f"{node.name} uses {source.name}, which is not defined before it")
+        seen.add(node)
+        if node.op == "call_module" and "body" not in node.meta and node.target != DENSITY:
+            raise _Fault(where, node, f"{node.name} calls {node.target}, which is neither a block nor the density")
+        if node.op == "call_method" or (node.op == "call_function" and not _is_legal(node.target, stage)):
+            raise _Fault(where, node, f"{node.target} is not legal in the {stage} stage")
+    try:
+        graph.lint()
+    except RuntimeError as error:
+        raise _Fault(where, last, f"it does not lint: {error}") from error
+
+
+def _is_legal(target: object, stage: str) -> bool:
+    if isinstance(target, torch._ops.OpOverload):
+        return target.namespace in _LEGAL_NAMESPACES and not target._schema.is_mutable
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return True
+    return target in LEGAL_FUNCTIONS[stage] or _is_size_arithmetic(target)
+
+
+def _is_size_arithmetic(target: object) -> bool:
+    return getattr(target, "__module__", "") in ("_operator", "math") or getattr(target, "__name__", "").startswith("sym_")
+
+
+def _verify_blocks(program: Program) -> None:
+    names = [node.target for node in program.graph.find_nodes(op="call_module") if "body" in node.meta]
+    if names != program.paths:
+        last = next(reversed(program.graph.nodes))
+        raise _Fault("outer graph", last, f"the blocks called are {names}, not {program.paths} in this order")
+    for node in program.block_nodes:
+        if node.meta["body"] not in program.bodies:
+            raise _Fault("outer graph", node, f"{node.name} has the body {node.meta['body']}, which does not exist")
+        body = program.body_of(node)
+        if len(node.args) != len(body.placeholders):
+            raise _Fault("outer graph", node, f"{node.name} gives {len(node.args)} inputs, {body.name} takes {len(body.placeholders)}")
+        for argument, placeholder in zip(node.args, body.placeholders, strict=True):
+            given, taken = argument.meta["val"], placeholder.meta["val"]  # type: ignore[union-attr]
+            if given.ndim != taken.ndim or given.dtype != taken.dtype:
+                raise _Fault("outer graph", node, f"{node.name} gives {_text(given)} for {placeholder.name}: {_text(taken)}")
+
+
+def _verify_shapes(graph: fx.Graph, where: str) -> None:
+    """Run the graph on fake tensors from the inputs' claims alone, and compare what comes out to each node's claim."""
+    mode = next(_modes(graph))
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        values[node] = node.meta.get("val")
+        if node.op == "call_function" and not isinstance(node.target, torch._ops.HigherOrderOperator):
+            if "val" not in node.meta:
+                raise _Fault(where, node, f"{node.name} claims no value")
+            try:
+                values[node] = compute_value(node, values, mode)
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise _Fault(where, node, f"{node.name} cannot run: {error}") from error
+            if not _agree(values[node], node.meta["val"]):
+                raise _Fault(where, node, f"{node.name} claims {_text(node.meta['val'])} but yields {_text(values[node])}")
+
+
+def _modes(graph: fx.Graph) -> Any:
+    return (value.fake_mode for node in graph.nodes if isinstance(value := node.meta.get("val"), torch.Tensor))
+
+
+def _agree(actual: Any, claimed: Any) -> bool:
+    if isinstance(actual, (tuple, list)):
+        return isinstance(claimed, (tuple, list)) and len(actual) == len(claimed) and all(map(_agree, actual, claimed))
+    if isinstance(actual, torch.Tensor):
+        return (
+            isinstance(claimed, torch.Tensor)
+            and (actual.dtype, actual.device, actual.ndim) == (claimed.dtype, claimed.device, claimed.ndim)
+            and all(map(_same_size, actual.shape, claimed.shape))
+        )
+    return not isinstance(actual, (int, torch.SymInt)) or _same_size(actual, claimed)
+
+
+def _same_size(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    sizes = size_of(a), size_of(b)
+    return bool(sizes[0] == sizes[1] or (sizes[0] - sizes[1]).expand() == 0)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{[str(size) for size in value.shape]}".replace("'", "")
+    return str(value)
+
+
+def _nearby(node: fx.Node, lines: int = 3) -> str:
+    nodes = list(node.graph.nodes)
+    at = nodes.index(node)
+    return "\n".join(f"{'>' if n is node else ' '} {n.format_node()}" for n in nodes[max(0, at - lines) : at + lines + 1])
+
