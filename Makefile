@@ -18,7 +18,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "== setting up $(VENV): torch, diffusers and the tools of the tests (a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),sed -E 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $(VENV)/constraints.txt,cp constraints.txt $(VENV)/constraints.txt)
-	$(BIN)/python -m pip install --quiet --upgrade pip -c $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet $$(grep -E '^torch==' $(VENV)/constraints.txt) -c $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[diffusers,plot,dev]' -c $(VENV)/constraints.txt
 	@touch $@
