@@ -31,13 +31,13 @@ class Cleanup(Pass):
         program.bodies = {name: body for name, body in program.bodies.items() if name in used}
         for node in list(place.nodes):
             if node.op == "call_function" and (does_nothing := _IDENTITIES.get(node.target)) and does_nothing(node):
-                node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+                node.replace_all_uses_with(node.args[0])
         place.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or "body" in node.meta)
 
 
 def _same_type(node: fx.Node) -> bool:
     before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
-    return before.dtype == after.dtype and before.device == after.device
+    return bool(before.dtype == after.dtype and before.device == after.device)
 
 
 def _to_same(node: fx.Node) -> bool:
@@ -45,12 +45,13 @@ def _to_same(node: fx.Node) -> bool:
 
 
 def _no_dropout(node: fx.Node) -> bool:
-    return node.args[1] == 0 or node.args[2] is False
+    return bool(node.args[1] == 0 or node.args[2] is False)
 
 
 def _whole_slice(node: fx.Node) -> bool:
-    _, _, start, end, *step = (*node.args, 0, None)[: max(4, len(node.args))]
-    return start in (0, None) and (end is None or end == sys.maxsize) and step in ([], [1])
+    dim_start_end_step = list(node.args[1:]) + [0, None, None, 1][len(node.args) - 1 :]
+    _, start, end, step = dim_start_end_step
+    return start in (0, None) and end in (None, sys.maxsize) and step == 1
 
 
 def _by_one(node: fx.Node) -> bool:
@@ -59,7 +60,7 @@ def _by_one(node: fx.Node) -> bool:
 
 
 def _same_shape(node: fx.Node) -> bool:
-    return shape_of(node) == shape_of(node.args[0])  # type: ignore[arg-type]
+    return bool(shape_of(node) == shape_of(node.args[0]))  # type: ignore[arg-type]
 
 
 _IDENTITIES: dict[object, Callable[[fx.Node], bool]] = {

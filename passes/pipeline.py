@@ -57,10 +57,10 @@ class Pipeline:
         rewritten = 0
         for rewrite in self.passes:
             started = time.perf_counter()
+            program.stage = "sparse"
             done = rewrite.run(program)
             if isinstance(rewrite, (PoolAttention, SparseDense)):
                 rewritten += done
-                program.stage = "sparse"
             verify(program, rewrite.name)
             self.timings[rewrite.name] = self.timings.get(rewrite.name, 0.0) + time.perf_counter() - started
         return rewritten

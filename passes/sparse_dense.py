@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -52,7 +53,7 @@ class SparseDense(Pass):
                 return f"input {aligned[0].name} of {node.target} has one entry per token, and pooling it is not supported yet"
             if reason := refusal_to_mix(body):
                 return f"{node.target}: {reason}"
-        for below, above in zip(place, place[1:], strict=False):
+        for below, above in itertools.pairwise(place):
             if below in pooled and program.tokens_in(above) is not program.tokens_out(below):
                 return f"operators stand between {below.target} and {above.target}"
             if below in pooled and len(program.tokens_out(below).users) > 1:

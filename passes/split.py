@@ -57,9 +57,7 @@ def _first_attentions(body: Body) -> list[Attention]:
     return [a for a in found if a.key not in later and a.value not in later]
 
 
-def _levels(
-    graph: fx.Graph, moving: set[fx.Node], crossing: dict[fx.Node, Attention]
-) -> defaultdict[fx.Node, set[Level]]:
+def _levels(graph: fx.Graph, moving: set[fx.Node], crossing: dict[fx.Node, Attention]) -> defaultdict[fx.Node, set[Level]]:
     wanted: defaultdict[fx.Node, set[Level]] = defaultdict(set)
     for node in reversed(graph.nodes):
         if node.op == "output":

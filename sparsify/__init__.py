@@ -1,9 +1,9 @@
 """A compiler for token sparsity in Diffusion Transformers.
 
-    from sparsify import sparsify, Policy
+from sparsify import sparsify, Policy
 
-    sparse = sparsify(model, Policy.auto(), example_inputs=(latents, timestep, labels))
-    print(sparse.report())
+sparse = sparsify(model, Policy.auto(), example_inputs=(latents, timestep, labels))
+print(sparse.report())
 """
 
 from .api import sparsify

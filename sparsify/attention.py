@@ -55,9 +55,7 @@ def token_aligned_inputs(body: Body) -> list[fx.Node]:
     """Inputs besides the tokens that have an axis of the token count: they would have to be pooled along."""
     count = token_count(body)
     moving = {body.tokens, body.keys}
-    return [
-        node for index, node in enumerate(body.placeholders) if index not in moving and count in shape_of(node)
-    ]
+    return [node for index, node in enumerate(body.placeholders) if index not in moving and count in shape_of(node)]
 
 
 def self_attentions(body: Body) -> list[Attention]:

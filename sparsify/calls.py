@@ -18,7 +18,6 @@ class _TENSOR:
     """Stands for "a tensor goes here" among the constants; a class, because deep copies keep its identity."""
 
 
-
 @dataclass(frozen=True)
 class CallSpec:
     """How one call maps to flat tensors: the tensors vary from call to call, everything else is part of the graph."""
@@ -29,7 +28,9 @@ class CallSpec:
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, forward: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[CallSpec, list[torch.Tensor]]:
+    def of(
+        cls, forward: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[CallSpec, list[torch.Tensor]]:
         """The convention of ``forward(*args, **kwargs)``, and the tensors of this call."""
         signature = inspect.signature(forward)
         pairs, spec = pytree.tree_flatten_with_path(_bind(signature, args, kwargs))

@@ -7,6 +7,7 @@ outer trace is short, and blocks can neither break it nor be broken by it; after
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ def capture(model: nn.Module, call: CallSpec, tensors: Sequence[torch.Tensor]) -
     with pristine(model):
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False) is True:
-                module.gradient_checkpointing = False  # recomputation is not part of what the model computes
+                module.__dict__["gradient_checkpointing"] = False  # recomputation is not part of what the model computes
         bodies, body_names = _capture_bodies(trunk)
         for index, block in enumerate(trunk.blocks):
             block.module.forward = _opaque_forward(index, block, trunk.updates)
@@ -139,7 +140,7 @@ def _check_chain(graph: fx.Graph, trunk: Trunk) -> None:
 
     flow = networkx.DiGraph((source, node) for node in graph.nodes for source in node.all_input_nodes)
     blocks = {node.target: node for node in graph.find_nodes(op="call_module")}
-    for below, above in zip(trunk.blocks, trunk.blocks[1:], strict=False):
+    for below, above in itertools.pairwise(trunk.blocks):
         tokens = blocks[above.path].args[trunk.token_input]
         if blocks[below.path] is not tokens and not networkx.has_path(flow, blocks[below.path], tokens):
             raise CaptureError(f"{above.path} does not take its tokens from {below.path}; they form no chain.")

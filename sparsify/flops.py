@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import sympy
 import torch
@@ -72,11 +73,15 @@ def _attention(node: fx.Node) -> Size:
 
 
 def _einsum(node: fx.Node) -> Size:
-    equation, operands = node.args[0], node.args[1]
-    if len(operands) != 2:  # type: ignore[arg-type]
+    equation, operands = node.args[0], cast(list[fx.Node], node.args[1])
+    if len(operands) != 2:
         return 0  # one operand is only moved about
     terms = str(equation).split("->")[0].replace(" ", "").split(",")
-    letters = {letter: size for term, operand in zip(terms, operands, strict=True) for letter, size in zip(term, shape_of(operand), strict=False)}  # type: ignore[arg-type]
+    letters = {
+        letter: size
+        for term, operand in zip(terms, operands, strict=True)
+        for letter, size in zip(term, shape_of(operand), strict=False)
+    }
     return _product(tuple(letters.values()))
 
 

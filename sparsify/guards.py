@@ -19,10 +19,14 @@ class Guards:
         self._shapes = [shape_of(node) for node in program.placeholders]
         self._kinds = [(node.meta["val"].dtype, node.meta["val"].device.type) for node in program.placeholders]
         env = program.shape_env
-        symbols = {symbol for shape in self._shapes for size in shape if isinstance(size, sympy.Expr) for symbol in size.free_symbols}
+        symbols = {
+            symbol for shape in self._shapes for size in shape if isinstance(size, sympy.Expr) for symbol in size.free_symbols
+        }
         conditions = {env.simplify(guard.expr) for guard in env.guards}
         # Conditions on sizes that the graph makes up itself (the pooled grid) are not the inputs' business.
-        self._conditions = [c for c in conditions if isinstance(c, sympy.Basic) and c.free_symbols and c.free_symbols <= symbols]
+        self._conditions = [
+            c for c in conditions if isinstance(c, sympy.Basic) and c.free_symbols and c.free_symbols <= symbols
+        ]
         self._checked: dict[tuple[object, ...], str | None] = {}
 
     def violation(self, tensors: Sequence[torch.Tensor]) -> str | None:

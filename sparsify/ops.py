@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
 
-_ADAPTIVE_POOL = {1: functional.adaptive_avg_pool1d, 2: functional.adaptive_avg_pool2d, 3: functional.adaptive_avg_pool3d}
+_ADAPTIVE_POOL: dict[int, Callable[..., torch.Tensor]] = {
+    1: functional.adaptive_avg_pool1d,
+    2: functional.adaptive_avg_pool2d,
+    3: functional.adaptive_avg_pool3d,
+}
 
 
 def pool_tokens(tokens: torch.Tensor, grid: Sequence[int], pooled: Sequence[int]) -> torch.Tensor:
@@ -25,7 +29,7 @@ def pool_tokens(tokens: torch.Tensor, grid: Sequence[int], pooled: Sequence[int]
         (batch, prod(pooled), channels).
     """
     channels_first = tokens.transpose(1, 2).unflatten(2, tuple(grid))
-    return _ADAPTIVE_POOL[len(grid)](channels_first, tuple(pooled)).flatten(2).transpose(1, 2)  # type: ignore[operator]
+    return _ADAPTIVE_POOL[len(grid)](channels_first, tuple(pooled)).flatten(2).transpose(1, 2)
 
 
 def restore_tokens(tokens: torch.Tensor, pooled: Sequence[int], grid: Sequence[int]) -> torch.Tensor:

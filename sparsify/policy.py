@@ -69,7 +69,7 @@ class _DenseField:
 
     def __set__(self, policy: Policy, value: int) -> None:
         # A dataclass takes what the class attribute yields for the default, and that is the constructor.
-        policy.__dict__["dense"] = 0 if value is _dense_policy else value
+        policy.__dict__["dense"] = 0 if callable(value) else value
 
 
 def _dense_policy() -> Policy:
@@ -91,7 +91,7 @@ class Policy:
 
     poolingformer: int = 0
     sdtm: tuple[SDTM, ...] = ()
-    dense: _DenseField = _DenseField()  # noqa: RUF009  # a descriptor, see its docstring
+    dense: _DenseField = _DenseField()  # a descriptor, see its docstring
     density: Density = field(default_factory=lambda: Density.paper(*DEFAULT_RATES))
     kind: Literal["explicit", "auto", "dense"] = "explicit"
 
@@ -124,7 +124,7 @@ class Policy:
         """
         row = paper.find(model, resolution, rates)
         modules = tuple(SDTM(*counts) for counts in row.sdtm)
-        density = Density.paper(finest=row.finest, coarsest=row.coarsest)
+        density = Density("paper", row.finest, row.coarsest)
         return cls(row.poolingformer, modules, row.dense, density)
 
     @classmethod

@@ -93,7 +93,7 @@ class Program:
         restores: the new layers that passes ask for.
         skips: what passes left alone.
         stage: ``captured``, ``analysed`` or ``sparse``.
-        verified: the text of every graph as the verifier last saw it.
+        verified: what the verifier has run already, see there.
     """
 
     graph: fx.Graph
@@ -110,7 +110,7 @@ class Program:
     restores: list[Restore] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     stage: str = "captured"
-    verified: dict[str, str] = field(default_factory=dict, repr=False)
+    verified: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def block_nodes(self) -> list[fx.Node]:

@@ -6,8 +6,13 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 from .density import Grid
+
+if TYPE_CHECKING:  # rich is loaded when a report is printed
+    from rich.console import RenderableType
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,11 @@ class Report:
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=118, force_terminal=False)
-        console.print(self)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        text = io.StringIO()
+        Console(file=text, width=118, force_terminal=False).print(self)
+        return text.getvalue().rstrip()
 
-    def __rich__(self) -> object:
+    def __rich__(self) -> RenderableType:
         from rich.console import Group
 
         return Group(*self._lines(), self._density_table(), self._block_table(), *self._skipped_lines())
@@ -91,7 +96,7 @@ class Report:
             f"{self.parameters_added / 1e6:.2f} M parameters added to {self.parameters / 1e6:.2f} M",
         ]
 
-    def _density_table(self) -> object:
+    def _density_table(self) -> Table:
         from rich.table import Table
 
         table = Table(title="densities, from the data to pure noise", title_justify="left")
@@ -105,7 +110,7 @@ class Report:
             table.add_row(*cells, f"{density.gflops / self.gflops_dense:.1%}" if self.gflops_dense else "")
         return table
 
-    def _block_table(self) -> object:
+    def _block_table(self) -> Table:
         from rich.table import Table
 
         table = Table(title="blocks, bottom to top", title_justify="left")

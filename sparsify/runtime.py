@@ -260,13 +260,13 @@ def _restore_layers(program: Program) -> nn.ModuleList:
     """``W1 = 0``, ``W2 = I``, biases 0: at first a module hands on the dense tokens from before it (paper, 3.2)."""
     layers = nn.ModuleList()
     for restore in program.restores:
-        options = {"dtype": restore.dtype, "device": restore.device}
-        pair = nn.ModuleDict({part: nn.Linear(restore.width, restore.width, **options) for part in ("sparse", "dense")})
+        width, dtype, device = restore.width, restore.dtype, restore.device
+        sparse, dense = (nn.Linear(width, width, dtype=dtype, device=device) for _ in range(2))
         with torch.no_grad():
-            for parameter in pair.parameters():
+            for parameter in (*sparse.parameters(), *dense.parameters()):
                 parameter.zero_()
-            pair["dense"].weight.fill_diagonal_(1)
-        layers.append(pair)
+            dense.weight.fill_diagonal_(1)
+        layers.append(nn.ModuleDict({"sparse": sparse, "dense": dense}))
     return layers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from sympy import Expr
@@ -17,7 +17,7 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from .errors import RewriteError
 
-Size = int | Expr
+Size: TypeAlias = Any  # a number or a sympy expression; sympy has no types
 
 
 def compute_value(node: fx.Node, values: Mapping[fx.Node, Any], mode: FakeTensorMode) -> Any:

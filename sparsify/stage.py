@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def build_stage(model: nn.Module, request: Request, args: Sequence[Any], kwargs:
     call, tensors = CallSpec.of(model.forward, args, kwargs)
     if not tensors:
         raise SparsifyError("the example inputs hold no tensor.")
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), _no_autocast(tensors[0].device.type):
         program = capture(model, call, [tensor.detach() for tensor in tensors])
         policy = request.policy.fitted(len(program.paths))
         dense = Costs.of(program)
@@ -85,6 +86,13 @@ def build_stage(model: nn.Module, request: Request, args: Sequence[Any], kwargs:
     log.info("captured %s: %.2f -> %.2f GFLOPs", report.model, report.gflops_dense, report.gflops)
     sizes = None if pools or policy.kind == "dense" else _sizes(tensors)
     return Stage(program, Guards(program), report, model.training, kind, sizes)
+
+
+def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+    """Casts belong to the call, not to the graph: the graph's operators are cast as the model's are, when it runs."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _analyse(program: Program, request: Request, policy: Policy) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Hashable
 from typing import Any
@@ -50,7 +51,12 @@ def _plain(value: Any, depth: int) -> Hashable:
         return ("module", type(value))  # registered ones are walked by named_modules
     if isinstance(value, types.MethodType):
         return ("method", value.__func__)
-    if depth and type(value).__module__ != "builtins" and hasattr(value, "__dict__") and not callable(getattr(value, "func", None)):
-        if not isinstance(value, (types.FunctionType, torch.Tensor)):
-            return (type(value), tuple((key, _plain(item, depth - 1)) for key, item in sorted(vars(value).items())))
+    if depth and _is_plain_object(value):
+        return (type(value), tuple((key, _plain(item, depth - 1)) for key, item in sorted(vars(value).items())))
     return ("identity", id(value))
+
+
+def _is_plain_object(value: Any) -> bool:
+    """An attention processor or a config, say; not a function, a partial or a tensor, which hold more than attributes."""
+    opaque = isinstance(value, (types.FunctionType, functools.partial, torch.Tensor)) or type(value).__module__ == "builtins"
+    return hasattr(value, "__dict__") and not opaque

@@ -7,6 +7,7 @@ other, and hand a token tensor of unchanged shape on, form a chain; the chain wi
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def _record(model: nn.Module, paths: list[str], args: Sequence[Any], kwargs: dic
         fake_args, fake_kwargs = pytree.tree_unflatten(fake_leaves, spec)
         with mode:
             return _run_with_hooks(model, paths, fake_args, fake_kwargs)
-    except Exception:  # the model looks at values, or does what fake tensors cannot: run it for real, errors and all
+    except Exception:  # noqa: BLE001  # the model looks at values, or does what fake tensors cannot: run it for real
         return _run_with_hooks(model, paths, args, kwargs)
 
 
@@ -148,7 +149,7 @@ def _update(blocks: list[BlockCall], output: int) -> int | None:
     """The input that ``output`` is the next version of: where the next block takes it, else the first of equal shape."""
     links = [
         position
-        for block, following in zip(blocks, blocks[1:], strict=False)
+        for block, following in itertools.pairwise(blocks)
         for position, tensor in enumerate(following.inputs)
         if output < len(block.outputs) and tensor is block.outputs[output]
     ]

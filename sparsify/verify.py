@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .errors import VerificationError
 from .ops import pool_tokens, restore_tokens
@@ -40,10 +40,7 @@ def verify(program: Program, pass_name: str) -> None:
             _verify_structure(graph, program.stage, where)
         _verify_blocks(program)
         for where, graph in graphs:
-            text = str(graph)  # what an earlier verification has seen is not run again
-            if program.verified.get(where) != text:
-                _verify_shapes(graph, where)
-                program.verified[where] = text
+            _verify_shapes(graph, where, program.verified, run=program.stage != "captured")
     except _Fault as fault:
         raise VerificationError(f"pass {pass_name} left an illegal {fault.where}: {fault}\n{_nearby(fault.node)}") from fault
 
@@ -96,34 +93,44 @@ def _verify_blocks(program: Program) -> None:
             raise _Fault("outer graph", node, f"{node.name} has the body {node.meta['body']}, which does not exist")
         body = program.body_of(node)
         if len(node.args) != len(body.placeholders):
-            raise _Fault("outer graph", node, f"{node.name} gives {len(node.args)} inputs, {body.name} takes {len(body.placeholders)}")
+            raise _Fault(
+                "outer graph", node, f"{node.name} gives {len(node.args)} inputs, {body.name} takes {len(body.placeholders)}"
+            )
         for argument, placeholder in zip(node.args, body.placeholders, strict=True):
             given, taken = argument.meta["val"], placeholder.meta["val"]  # type: ignore[union-attr]
             if given.ndim != taken.ndim or given.dtype != taken.dtype:
                 raise _Fault("outer graph", node, f"{node.name} gives {_text(given)} for {placeholder.name}: {_text(taken)}")
+        results = node.meta["val"] if isinstance(node.meta["val"], tuple) else (node.meta["val"],)
+        for result, position in zip(results, body.updates, strict=True):
+            if not _agree(node.args[position].meta["val"], result):  # type: ignore[union-attr]
+                raise _Fault("outer graph", node, f"{node.name} claims {_text(result)}, not the shape of its input {position}")
 
 
-def _verify_shapes(graph: fx.Graph, where: str) -> None:
-    """Run the graph on fake tensors from the inputs' claims alone, and compare what comes out to each node's claim."""
-    mode = next(_modes(graph))
-    values: dict[fx.Node, Any] = {}
+def _verify_shapes(graph: fx.Graph, where: str, verified: dict[str, Any], run: bool) -> None:
+    """Run each operator on what its arguments claim, and compare what comes out to what its node claims.
+
+    A node whose operator, arguments and claims were all seen before is not run again. What torch.export claims has just
+    come from such a run, so for a fresh capture it is only noted.
+    """
+    values = {node: node.meta.get("val") for node in graph.nodes}
+    mode = next(value.fake_mode for value in values.values() if isinstance(value, FakeTensor))
     for node in graph.nodes:
-        if node.op == "output":
+        if node.op != "call_function" or isinstance(node.target, torch._ops.HigherOrderOperator):
             continue
-        values[node] = node.meta.get("val")
-        if node.op == "call_function" and not isinstance(node.target, torch._ops.HigherOrderOperator):
-            if "val" not in node.meta:
-                raise _Fault(where, node, f"{node.name} claims no value")
+        if "val" not in node.meta:
+            raise _Fault(where, node, f"{node.name} claims no value")
+        arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: f"#{id(values[source])}")
+        key = f"{node.target}{arguments}#{id(values[node])}"
+        if key in verified:
+            continue
+        if run:
             try:
-                values[node] = compute_value(node, values, mode)
+                actual = compute_value(node, values, mode)
             except (RuntimeError, ValueError, TypeError) as error:
                 raise _Fault(where, node, f"{node.name} cannot run: {error}") from error
-            if not _agree(values[node], node.meta["val"]):
-                raise _Fault(where, node, f"{node.name} claims {_text(node.meta['val'])} but yields {_text(values[node])}")
-
-
-def _modes(graph: fx.Graph) -> Any:
-    return (value.fake_mode for node in graph.nodes if isinstance(value := node.meta.get("val"), torch.Tensor))
+            if not _agree(actual, values[node]):
+                raise _Fault(where, node, f"{node.name} claims {_text(values[node])} but yields {_text(actual)}")
+        verified[key] = [values[node], *(values[source] for source in node.all_input_nodes)]  # kept alive: ids are reused
 
 
 def _agree(actual: Any, claimed: Any) -> bool:
@@ -155,4 +162,3 @@ def _nearby(node: fx.Node, lines: int = 3) -> str:
     nodes = list(node.graph.nodes)
     at = nodes.index(node)
     return "\n".join(f"{'>' if n is node else ' '} {n.format_node()}" for n in nodes[max(0, at - lines) : at + lines + 1])
-

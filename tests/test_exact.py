@@ -33,7 +33,9 @@ def restores(sparse: SparseModel) -> list[tuple[torch.Tensor, ...]]:
     ]
 
 
-def oracle_trunk(sparse: SparseModel, policy: Policy, blocks: Any, tokens: torch.Tensor, run: oracle.Run, grid: Any, pooled: Any):
+def oracle_trunk(
+    sparse: SparseModel, policy: Policy, blocks: Any, tokens: torch.Tensor, run: oracle.Run, grid: Any, pooled: Any
+):
     modules = [(m.generate, m.sparse, m.recover, m.dense) for m in policy.sdtm]
     return oracle.sparse_trunk(list(blocks), tokens, run, grid, pooled, policy.poolingformer, modules, restores(sparse))
 
@@ -72,7 +74,11 @@ POLICIES = {
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 def test_plain_dit_equals_the_eager_oracle(policy: Policy, style: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    policy = policy if policy.depth == 6 else Policy(policy.poolingformer, policy.sdtm, policy.dense + 6 - policy.depth, policy.density)
+    policy = (
+        policy
+        if policy.depth == 6
+        else Policy(policy.poolingformer, policy.sdtm, policy.dense + 6 - policy.depth, policy.density)
+    )
     model = randomised(PlainDiT(depth=6, style=style)).to(dtype).eval()
     check_plain_dit(model, policy, dtype, batch=3, timesteps=(10, 900))
 

@@ -1,0 +1,113 @@
+"""Turn command-line words into a model with inputs, and into a policy."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError, PolicyError
+from ..policy import Policy
+
+
+def load_model(
+    name: str, kwargs: str | None, config: str | None, inputs: str | None, device: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that ``name`` stands for, with the keyword inputs of one call.
+
+    Args:
+        name: ``package.module:factory``, which returns a model or a pair of model and keyword inputs; or the name of a
+            diffusers class, with ``config``.
+        kwargs: JSON object of keyword arguments for the factory.
+        config: path of a diffusers ``config.json``.
+        inputs: JSON object from input names to shapes, or to ``{"shape": [...], "dtype": "int64", "fill": 500}``.
+        device: where to build it; on ``meta`` nothing is computed or stored.
+    """
+    with torch.device(device):
+        made = _from_factory(name, _json_object("--kwargs", kwargs)) if ":" in name else _from_diffusers(name, config)
+        model, example = made if isinstance(made, tuple) else (made, {})
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"{name} made a {type(model).__name__}; it must return a torch.nn.Module, or a pair of it and inputs."
+            )
+        example = dict(example) | {key: _tensor(key, value) for key, value in _json_object("--inputs", inputs).items()}
+    if not example:
+        raise InputError(f"{name} comes without inputs; give --inputs '{{\"hidden_states\": [1, 4, 32, 32], ...}}'.")
+    return model.eval(), example
+
+
+def load_policy(text: str) -> Policy:
+    """``auto``, ``dense``, ``paper:DiT-XL/2@512``, a JSON file, or JSON itself."""
+    if text == "auto":
+        return Policy.auto()
+    if text == "dense":
+        return Policy.dense()
+    if text.startswith("paper:"):
+        model, _, resolution = text.removeprefix("paper:").partition("@")
+        if not resolution.isdigit():
+            raise PolicyError(f"policy {text!r} is not like paper:DiT-XL/2@512.")
+        return Policy.paper(model, int(resolution))
+    if text.lstrip().startswith("{"):
+        return Policy.from_json(text)
+    if not Path(text).is_file():
+        raise PolicyError(f"policy {text!r} is neither auto, dense, paper:MODEL@RESOLUTION, JSON, nor a file.")
+    return Policy.from_json(Path(text).read_text())
+
+
+def _from_factory(name: str, kwargs: Mapping[str, Any]) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{name} cannot be loaded: {error}. A model is named as package.module:factory.") from error
+    try:
+        return factory(**kwargs)
+    except TypeError as error:
+        raise InputError(f"{name} does not take --kwargs {json.dumps(kwargs)}: {error}.") from error
+
+
+def _from_diffusers(name: str, config: str | None) -> nn.Module:
+    if config is None:
+        raise InputError(
+            f"{name} is taken for a diffusers class: give its --config FILE. Other models are package.module:factory."
+        )
+    import diffusers
+
+    cls = getattr(diffusers, name, None)
+    if cls is None or not hasattr(cls, "from_config"):
+        raise InputError(f"diffusers {diffusers.__version__} has no model class {name}.")
+    try:
+        settings = json.loads(Path(config).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"--config {config}: {error}.") from error
+    model: nn.Module = cls.from_config(settings)
+    return model
+
+
+def _json_object(flag: str, text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise InputError(f"{flag} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{flag} must be a JSON object, not {value!r}.")
+    return value
+
+
+def _tensor(name: str, value: Any) -> Any:
+    """A list of integers is a shape; an object may name shape, dtype and fill; anything else is passed on as it is."""
+    if isinstance(value, list) and all(isinstance(n, int) for n in value):
+        value = {"shape": value}
+    if not isinstance(value, dict) or "shape" not in value:
+        return value
+    dtype = getattr(torch, value.get("dtype", "float32"), None)
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"--inputs {name}: {value['dtype']!r} is no torch dtype.")
+    if "fill" in value:
+        return torch.full(value["shape"], value["fill"], dtype=dtype)
+    return torch.randn(value["shape"]).to(dtype)

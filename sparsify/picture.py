@@ -1,0 +1,52 @@
+"""A picture of a model before and after: tokens per block over the timesteps."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from .density import Density
+from .report import Report
+
+_ROLE_COLOURS = {"pooling": "#8c6bb1", "generate": "#2b8cbe", "sparse": "#a8ddb5", "recover": "#fdae6b", "dense": "#525252"}
+
+
+def draw(report: Report, density: Density, path: Path) -> Path:
+    """Write a PNG (or what the suffix of ``path`` says); needs matplotlib, the ``plot`` extra."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Patch
+
+    full = math.prod(report.grid)
+    steps = list(range(0, density.timesteps + 1, max(1, density.timesteps // 100)))
+    at_grid = {d.grid: index for index, d in enumerate(report.densities)}
+    # T itself may have a grid of its own that no whole timestep below it has; it is drawn as the last one.
+    columns = [at_grid.get(density.grid_at(t, report.grid), len(report.densities) - 1) for t in steps]
+    after = [[block.tokens[column] for block in report.blocks] for column in columns]
+    before = [[full] * len(report.blocks) for _ in steps]
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(13, 5.2), sharey=True, layout="constrained")
+    norm = LogNorm(max(1, min(min(row) for row in after)), full)
+    extent = (-0.5, len(report.blocks) - 0.5, 0, density.timesteps)
+    titles = (f"dense: {report.gflops_dense:.1f} GFLOPs", f"sparse: {report.gflops:.1f} GFLOPs, mean over the timesteps")
+    for panel, rows, title in zip(panels, (before, after), titles, strict=True):
+        image = panel.imshow(rows, origin="lower", aspect="auto", extent=extent, norm=norm, cmap="viridis")
+        panel.set(title=title, xlabel="block, bottom to top")
+    panels[0].set_ylabel("timestep (0 is data, the top is noise)")
+    for index, block in enumerate(report.blocks):
+        panels[1].add_patch(
+            pyplot.Rectangle((index - 0.5, 1.005), 1, 0.03, transform=panels[1].get_xaxis_transform(), clip_on=False,
+                             color=_ROLE_COLOURS[block.role])
+        )  # fmt: skip
+    panels[1].set_title(titles[1], pad=16)
+    figure.colorbar(image, ax=panels, label="tokens that the block updates")
+    roles = [Patch(color=colour, label=role) for role, colour in _ROLE_COLOURS.items()]
+    figure.legend(handles=roles, loc="outside lower center", ncols=len(roles))
+    figure.suptitle(f"{report.model} on a {'x'.join(map(str, report.grid))} token grid")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
