@@ -14,6 +14,8 @@ from ..program import DENSITY, Program
 from ..shapes import emit_size, new_size
 from .base import Pass
 
+_AXES = {1: ("length",), 2: ("height", "width"), 3: ("time", "height", "width")}
+
 
 @dataclass(frozen=True)
 class InsertDensity(Pass):
@@ -39,11 +41,12 @@ class InsertDensity(Pass):
             end_of_inputs = graph.call_function(operator.pos, (0,))  # holds the place, so that nodes keep their order
         with graph.inserting_before(end_of_inputs):
             grid = [emit_size(graph, side) for side in program.grid]
-            density = self.mark(graph.call_module(DENSITY, (place, *grid)), place)
+            density = self.mark(graph.create_node("call_module", DENSITY, (place, *grid), name="density"), place)
+            axes = _AXES[len(grid)]
             hint = max(2, min(self.schedule.grid_at(0, program.grid_hint)))
             density.meta["val"] = tuple(new_size(program.shape_env, f"pooled{i}", hint) for i in range(len(grid)))
             for axis in range(len(grid)):
-                side = graph.call_function(operator.getitem, (density, axis))
+                side = graph.create_node("call_function", operator.getitem, (density, axis), name=f"pooled_{axes[axis]}")
                 side.meta["val"] = density.meta["val"][axis]
                 self.mark(side, density)
         graph.erase_node(end_of_inputs)

@@ -46,6 +46,7 @@ class PoolAttention(Pass):
         if name not in program.bodies:
             program.bodies[name] = self._pooled(copy_body(body, name))
         place.meta["body"] = name
+        self.mark(place, place)
 
     def describe(self, place: fx.Node) -> str:
         return str(place.target)

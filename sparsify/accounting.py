@@ -109,8 +109,7 @@ def _actual_roles(program: Program, policy: Policy) -> list[Role]:
     """The policy's roles, but with the reason where a pass left a block as it was."""
     roles = []
     for node, role in zip(program.block_nodes, policy.roles(len(program.paths)), strict=True):
-        rewritten = "provenance" in node.meta or node.meta["body"].endswith(".pooling")
-        if role.name in ("pooling", "generate", "sparse", "recover") and not rewritten:
+        if role.name in ("pooling", "generate", "sparse", "recover") and "provenance" not in node.meta:
             role = Role("dense", None, f"left as it was (asked for: {role.name}); see below")
         roles.append(role)
     return roles

@@ -55,7 +55,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     table = Table(show_header=False)
     for key, value in (found | {"policy": str(policy)}).items():
         table.add_row(key.replace("_", " "), str(value).replace("[", r"\["))
-    console = Console()
+    console = _console()
     console.print(table)
     if arguments.graph:
         console.print(program_text(program), markup=False, highlight=False, soft_wrap=True)
@@ -69,7 +69,7 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(sparse.report().to_json())
     else:
-        Console().print(sparse.report())
+        _console().print(sparse.report())
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -84,12 +84,12 @@ def bench(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(result.to_json())
     else:
-        Console().print(result)
+        _console().print(result)
 
 
 def demo(arguments: argparse.Namespace) -> None:
     """A real-size DiT-XL/2: build, sparsify, check the identity, report, time, draw."""
-    console = Console()
+    console = _console()
     torch.manual_seed(0)
     with console.status("building DiT-XL/2 for 512x512 images: 28 blocks, width 1152, 750 M parameters"):
         model, inputs = dit("DiT-XL/2", 512)
@@ -118,9 +118,15 @@ def demo(arguments: argparse.Namespace) -> None:
     console.print(f"[bold]6.[/] drew tokens per block over the timesteps, before and after: {picture}")
 
 
+def _console(stderr: bool = False) -> Console:
+    """As wide as the terminal, and wide enough for the tables where the output goes to a file."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=118)
+
+
 def _sparsified(arguments: argparse.Namespace) -> tuple[nn.Module, SparseModel, dict[str, Any]]:
     policy = load_policy(arguments.policy)
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     with console.status(f"building {arguments.model}"):
         model, inputs = load_model(arguments.model, arguments.kwargs, arguments.config, arguments.inputs, arguments.device)
     with console.status("capturing and rewriting"):
@@ -142,7 +148,7 @@ def _with_progress(
         TextColumn("{task.completed}/{task.total} calls"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+    with Progress(*columns, console=_console(stderr=True), disable=quiet, transient=True) as progress:
         task = progress.add_task("timing", total=calls)
         return run_bench(model, sparse, inputs, rounds, dense_run, sparse_run, lambda: progress.advance(task))
 
