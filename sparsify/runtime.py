@@ -260,8 +260,9 @@ def _restore_layers(program: Program) -> nn.ModuleList:
     """``W1 = 0``, ``W2 = I``, biases 0: at first a module hands on the dense tokens from before it (paper, 3.2)."""
     layers = nn.ModuleList()
     for restore in program.restores:
-        width, dtype, device = restore.width, restore.dtype, restore.device
-        sparse, dense = (nn.Linear(width, width, dtype=dtype, device=device) for _ in range(2))
+        options = {"dtype": restore.dtype, "device": restore.device}
+        # Without torch's random start, so that sparsifying leaves the caller's random numbers as they were.
+        sparse, dense = (nn.utils.skip_init(nn.Linear, restore.width, restore.width, **options) for _ in range(2))
         with torch.no_grad():
             for parameter in (*sparse.parameters(), *dense.parameters()):
                 parameter.zero_()

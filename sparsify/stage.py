@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from .capture import capture
 from .errors import GridError, RewriteError, SparsifyError
 from .grid import find_grid
 from .guards import Guards
-from .passes import Cleanup, InsertDensity, Pipeline, SparseDense, pipeline_for
+from .passes import InsertDensity, Pipeline, PoolAttention, SparseDense, pipeline_for
 from .policy import Policy
-from .program import Program
+from .program import Program, Skip
 from .report import Report
 from .timestep import find_timestep
 
@@ -116,12 +116,12 @@ def _analyse(program: Program, request: Request, policy: Policy) -> bool:
 
 def _without_modules(pipeline: Pipeline, program: Program) -> Pipeline:
     """What is left of a pipeline when the pooled grid is the full grid: no module has anything to pool."""
-    warnings.warn(
-        f"the policy's pooled grid is the full {program.grid_hint} grid, so its sparse-dense modules stay dense blocks.",
-        stacklevel=2,
-    )
-    kept = tuple(p for p in pipeline if not isinstance(p, (SparseDense, InsertDensity)))
-    return replace(pipeline, passes=() if all(isinstance(p, Cleanup) or not hasattr(p, "blocks") for p in kept) else kept)
+    reason = f"the pooled grid is the full {program.grid_hint} grid, so there is nothing to pool"
+    warnings.warn(f"{reason}: the policy's sparse-dense modules stay dense blocks.", stacklevel=2)
+    modules = [p for p in pipeline if isinstance(p, SparseDense)]
+    program.skips += [Skip(p.name, f"blocks {p.blocks}", reason) for p in modules]
+    pools_attention = any(isinstance(p, PoolAttention) for p in pipeline)
+    return Pipeline(tuple(p for p in pipeline if pools_attention and not isinstance(p, (SparseDense, InsertDensity))))
 
 
 def _sizes(tensors: Sequence[torch.Tensor]) -> tuple[torch.Size, ...]:
