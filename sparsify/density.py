@@ -148,7 +148,7 @@ class Density:
     @classmethod
     def parse(cls, text: str) -> Density:
         """The inverse of ``str(density)``."""
-        match = re.fullmatch(r"(paper|constant)\(([^./]+(?:\.\d+)?)(?:\.\.([^/]+))?(?:/(\d+))?\)", text)
+        match = re.fullmatch(r"(paper|constant)\(([^/]+?)(?:\.\.([^/]+?))?(?:/(\d+))?\)", text)
         if match is None:
             raise PolicyError(f"density {text!r} is not like paper(0.61..0.86), paper(10x10..6x6) or constant(8x8).")
         schedule, finest, coarsest, timesteps = match.groups()

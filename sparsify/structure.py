@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_MODULE_INTERNALS = frozenset(nn.Module().__dict__) | {"forward"}
+_MODULE_INTERNALS = frozenset(nn.Module().__dict__)
 _DEPTH = 6  # of plain objects hanging off a module (attention processors, configs)
 
 

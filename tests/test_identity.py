@@ -64,7 +64,9 @@ def test_dense_policy_is_the_diffusers_models_bit_for_bit() -> None:
         assert isinstance(sparse(**given), type(model(**given)))
 
 
-@pytest.mark.parametrize("density", [Density.constant(grid=(8, 8)), Density.constant(rate=0.0), Density.paper(r_min=0, r_max=0)], ids=str)
+@pytest.mark.parametrize(
+    "density", [Density.constant(grid=(8, 8)), Density.constant(rate=0.0), Density.paper(r_min=0, r_max=0)], ids=str
+)
 def test_full_grid_without_poolingformer_is_the_model(density: Density) -> None:
     model = plain()
     with pytest.warns(UserWarning, match="full"):

@@ -119,7 +119,13 @@ def test_pickling_is_refused_with_what_to_do_instead() -> None:
 def test_without_inputs_it_is_captured_at_the_first_call() -> None:
     model = plain()
     sparse = sparsify(model, POLICY)
-    for ask in (sparse.parameters, sparse.state_dict, sparse.report, lambda: sparse.graph_module, lambda: sparse.load_state_dict({})):
+    for ask in (
+        sparse.parameters,
+        sparse.state_dict,
+        sparse.report,
+        lambda: sparse.graph_module,
+        lambda: sparse.load_state_dict({}),
+    ):
         with pytest.raises(NotCapturedError, match="example_inputs"):
             list(ask() or ())
     given = inputs()

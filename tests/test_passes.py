@@ -1,0 +1,396 @@
+"""Each pass by its printed IR and its refusals; the pipeline as text; provenance; the verifier."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sparsify import SDTM, Density, Policy, PolicyError, VerificationError
+from sparsify.attention import SDPA, Attention
+from sparsify.ops import pool_tokens
+from sparsify.passes import (
+    BlockRange,
+    Cleanup,
+    FuseAttention,
+    InsertDensity,
+    Pass,
+    Pipeline,
+    PoolAttention,
+    SparseDense,
+    pipeline_for,
+)
+from sparsify.program import Program
+from sparsify.text import graph_text, program_text
+from sparsify.verify import verify
+
+from .helpers import analysed, plain
+
+aten = torch.ops.aten
+DENSITY = InsertDensity(Density.constant(grid=(3, 3)))
+
+
+def functions(graph: fx.Graph) -> list[str]:
+    return [str(node.target) for node in graph.nodes if node.op == "call_function"]
+
+
+# --- the pipeline as text ----------------------------------------------------------------------------------------------
+
+
+def test_pipeline_of_a_policy_in_text() -> None:
+    policy = Policy(2, SDTM(1, 3, 1, 1) * 2, 1, Density.paper(finest=(10, 10), coarsest=(6, 6)))
+    text = (
+        "fuse-attention,density{schedule=paper(10x10..6x6)},pool-attention{blocks=0-1},"
+        "sparse-dense{blocks=2-7 generate=1 sparse=3 recover=1},sparse-dense{blocks=8-13 generate=1 sparse=3 recover=1},cleanup"
+    )
+    assert str(pipeline_for(policy, 15)) == text
+    assert Pipeline.parse(text) == pipeline_for(policy, 15)
+    assert str(pipeline_for(Policy.dense(), 15)) == ""
+    assert Pipeline.parse("sparse-dense{blocks=3-5 sparse=1}").passes == (SparseDense(BlockRange(3, 5), sparse=1),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pool", "no pass 'pool'"),
+        ("pool-attention", "missing 1 required .* argument: 'blocks'"),
+        ("pool-attention{blocks=x}", "blocks=x is not a block or a range"),
+        ("pool-attention{blocks=3-1}", "blocks=3-1 is not"),
+        ("pool-attention{depth=3}", r"no option 'depth=3'; its options are \['blocks'\]"),
+        ("sparse-dense{blocks=0-3 sparse=two}", "'sparse=two' is not a value of type int"),
+        ("cleanup,,cleanup", "is not like"),
+        ("cleanup{", "is not like"),
+        ("density{schedule=half}", "not like paper"),
+    ],
+)
+def test_pipeline_text_that_is_wrong(text: str, message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        Pipeline.parse(text)
+
+
+def test_blocks_beyond_the_trunk() -> None:
+    with pytest.raises(PolicyError, match="blocks=4-7 but the trunk has blocks 0-5"):
+        PoolAttention(BlockRange(4, 7)).run(analysed(plain()))
+
+
+# --- pool-attention ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["separate", "manual-after"])
+def test_pool_attention_leaves_no_queries_and_keys(style: str) -> None:
+    program = analysed(plain(style=style))
+    FuseAttention().run(program)
+    assert PoolAttention(BlockRange(0, 1)).run(program) == 2
+    assert [node.meta["body"] for node in program.block_nodes] == ["block0.pooling"] * 2 + ["block0"] * 4
+    text = re.sub("  # .*", "", graph_text(program.bodies["block0.pooling"].graph))
+    assert "@attn.v.weight" in text and "@attn.proj.weight" in text
+    assert not any(word in text for word in ("attn.q", "attn.k", "scaled_dot", "softmax"))
+    (mean,) = program.bodies["block0.pooling"].graph.find_nodes(op="call_function", target=aten.mean.dim)
+    assert mean.args[1:] == ([-2], True)
+    assert mean.meta["provenance"].pass_name == "pool-attention"
+    assert mean.meta["provenance"].origin.startswith("scaled_dot_product_attention")
+    verify(program, "test")
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.tensor([[True, False, True, True]]),
+        torch.tensor([[0.0, -torch.inf, 0.3, -0.2]], dtype=torch.float64),
+        torch.rand(2, 1, 4, 4, dtype=torch.float64),
+    ],
+    ids=["boolean", "additive", "for each query"],
+)
+def test_masked_pooling_is_attention_with_equal_logits(mask: torch.Tensor) -> None:
+    """The oracle is attention itself with queries of zero."""
+    values = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    mode = FakeTensorMode()
+    graph = fx.Graph()
+    value, given = graph.placeholder("value"), graph.placeholder("mask")
+    value.meta["val"], given.meta["val"] = mode.from_tensor(values), mode.from_tensor(mask)
+    attention = Attention.of(graph.call_function(SDPA, (value, value, value, given)))
+    graph.output(PoolAttention(BlockRange(0, 0))._mean_of_values(graph, attention))
+    graph.eliminate_dead_code()
+    got = fx.GraphModule(torch.nn.Module(), graph)(values, mask)
+    want = torch.nn.functional.scaled_dot_product_attention(torch.zeros_like(values), values, values, mask)
+    assert (got - want).abs().max() < 1e-12
+
+
+# --- fuse-attention ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("style", "scale"), [("manual", 1.0), ("manual-after", 8**-0.5)])
+def test_fuse_attention_recognises_what_is_written_out(style: str, scale: float) -> None:
+    program = analysed(plain(style=style))
+    assert "aten.softmax.int" in functions(program.bodies["block0"].graph)
+    assert FuseAttention().run(program) == 1
+    graph = program.bodies["block0"].graph
+    (node,) = graph.find_nodes(op="call_function", target=SDPA)
+    assert node.kwargs["scale"] == pytest.approx(scale)
+    assert not {"aten.softmax.int", "aten.matmul.default"} & set(functions(graph))
+    verify(program, "test")
+    assert FuseAttention().run(program) == 0
+
+
+def written(score: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.projections(x)
+        out = score(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda q, k, v: (q @ k.transpose(-2, -1)).softmax(dim=-2) @ v,
+        lambda q, k, v: ((q @ k.transpose(-2, -1)) ** 2).softmax(dim=-1) @ v,
+        lambda q, k, v: (w := (q @ k.transpose(-2, -1)).softmax(dim=-1)) @ v + w.mean(),
+    ],
+    ids=["softmax over queries", "squared logits", "weights used twice"],
+)
+def test_fuse_attention_leaves_what_only_looks_like_attention(score, monkeypatch: pytest.MonkeyPatch) -> None:
+    from .plain_dit import Attention
+
+    monkeypatch.setattr(Attention, "forward", written(score))
+    program = analysed(plain())
+    assert FuseAttention().run(program) == 0
+    assert DENSITY.run(program) == 1
+    assert SparseDense(BlockRange(0, 5)).run(program) == 0
+    assert "no attention over the trunk's tokens" in program.skips[-1].reason
+
+
+# --- density and sparse-dense ------------------------------------------------------------------------------------------
+
+
+def test_density_stands_at_the_entry() -> None:
+    program = analysed(plain())
+    assert DENSITY.run(program) == 1
+    kinds = [(node.op, str(node.target)) for node in program.graph.nodes if node.op != "get_attr"]
+    assert kinds[:3] == [("placeholder", name) for name in ("x", "t", "y")]
+    position = [target for _, target in kinds].index("sparsify_density")
+    assert all("sym_size" in target or "floordiv" in target for _, target in kinds[3:position])
+    assert [node.name for node in program.pooled_nodes] == ["pooled_height", "pooled_width"]
+    assert all(node.target is operator.getitem for node in program.pooled_nodes)
+    assert DENSITY.run(program) == 0
+    assert "density node already" in program.skips[-1].reason
+    verify(program, "test")
+
+
+def test_sparse_dense_in_golden_ir() -> None:
+    program = analysed(plain(style="separate"))
+    Pipeline(
+        (FuseAttention(), DENSITY, PoolAttention(BlockRange(0, 0)), SparseDense(BlockRange(1, 5), 1, 2, 1), Cleanup())
+    ).run(program)
+    lines = [
+        line.split(": ", 1)[0].strip() + " = " + line.split(" = ", 1)[1]
+        for line in graph_text(program.graph).splitlines()
+        if " = " in line
+    ]
+    start = next(i for i, line in enumerate(lines) if "blocks.0" in line)
+    end = next(i for i, line in enumerate(lines) if "blocks.5" in line)
+    assert [line.split("  # ")[0] for line in lines[start : end + 1]] == [
+        "%blocks_0 = block0.pooling @ blocks.0(%add_1, %add)",
+        "%pool_tokens = pool_tokens(%blocks_0, [%floordiv, %floordiv_1], [%pooled_height, %pooled_width])",
+        "%blocks_1 = block0.split @ blocks.1(%pool_tokens, %add, %blocks_0)",
+        "%blocks_2 = block0 @ blocks.2(%blocks_1, %add)",
+        "%blocks_3 = block0 @ blocks.3(%blocks_2, %add)",
+        "%restore_tokens = restore_tokens(%blocks_3, [%pooled_height, %pooled_width], [%floordiv, %floordiv_1])",
+        "%linear_default = linear.default(%restore_tokens, @sparsify_restore.0.sparse.weight, @sparsify_restore.0.sparse.bias)",
+        "%linear_default_1 = linear.default(%blocks_0, @sparsify_restore.0.dense.weight, @sparsify_restore.0.dense.bias)",
+        "%add_tensor = add.Tensor(%linear_default, %linear_default_1)",
+        "%blocks_4 = block0.split @ blocks.4(%add_tensor, %add, %blocks_3)",
+        "%blocks_5 = block0 @ blocks.5(%blocks_4, %add)",
+    ]
+
+
+def test_split_keeps_queries_residual_and_mlp_on_one_stream() -> None:
+    program = analysed(plain(style="separate"))
+    Pipeline((DENSITY, SparseDense(BlockRange(0, 5)))).run(program)
+    body = program.bodies["block0.split"]
+    assert [node.name for node in body.placeholders] == ["x", "c", "x_keys"]
+    (attention,) = self_attentions_with_any_keys(body.graph)
+    sources = {name: upstream(getattr(attention, name)) for name in ("query", "key", "value")}
+    assert ("x" in sources["query"], "x_keys" in sources["query"]) == (True, False)
+    for name in ("key", "value"):
+        assert ("x" in sources[name], "x_keys" in sources[name]) == (False, True)
+    text = graph_text(body.graph)
+    assert text.count("@attn.q.weight") == text.count("@attn.k.weight") == text.count("@mlp.0.weight") == 1
+    assert text.count("@modulation.1.weight") == 1, "what does not depend on the tokens is computed once"
+
+
+def self_attentions_with_any_keys(graph: fx.Graph):
+    return [Attention.of(node) for node in graph.find_nodes(op="call_function", target=SDPA)]
+
+
+def upstream(node: fx.Node) -> set[str]:
+    seen, queue = set(), [node]
+    while queue:
+        for source in queue.pop().all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                queue.append(source)
+    return {n.name for n in seen if n.op == "placeholder"}
+
+
+def test_sparse_dense_refuses_with_reasons() -> None:
+    program = analysed(plain())
+    module = SparseDense(BlockRange(0, 5))
+    assert module.run(program) == 0
+    assert "run the density pass first" in program.skips[-1].reason
+    DENSITY.run(program)
+    assert module.run(program) == 1
+    assert module.run(program) == 0
+    assert "part of a sparse-dense module already" in program.skips[-1].reason
+
+
+def test_a_block_that_is_not_alone_on_its_tokens_is_refused() -> None:
+    program = analysed(plain())
+    DENSITY.run(program)
+    nodes = program.block_nodes
+    with program.graph.inserting_after(nodes[5]):
+        leak = program.graph.call_function(aten.add.Tensor, (nodes[5], nodes[1]))
+    leak.meta["val"] = nodes[5].meta["val"]
+    nodes[5].replace_all_uses_with(leak, delete_user_cb=lambda user: user is not leak)
+    assert SparseDense(BlockRange(0, 5)).run(program) == 0
+    assert "the tokens of blocks.1 are used outside" in program.skips[-1].reason
+
+
+# --- cleanup -----------------------------------------------------------------------------------------------------------
+
+
+def test_cleanup_removes_what_does_nothing_and_nothing_else() -> None:
+    program = analysed(plain(dropout=0.5))
+    graph = program.bodies["block0"].graph
+    before = functions(graph)
+    assert "aten.dropout.default" in before
+    Cleanup().run(program)
+    after = functions(graph)
+    assert "aten.dropout.default" not in after and len(after) < len(before)
+    assert set(before) - set(after) <= {"aten.dropout.default", "aten.slice.Tensor", "aten.to.dtype"}
+    again = program_text(program)
+    Cleanup().run(program)
+    assert program_text(program) == again
+
+
+def test_cleanup_keeps_dropout_that_acts() -> None:
+    program = analysed(plain(dropout=0.5).train())
+    Cleanup().run(program)
+    assert "aten.dropout.default" in functions(program.bodies["block0"].graph)
+
+
+# --- the verifier ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Broken(Pass):
+    """A pass that does one wrong thing to the outer graph."""
+
+    damage: Callable[[Program], None]
+    name: ClassVar[str] = "broken"
+
+    def match(self, program: Program):
+        return [program]
+
+    def rewrite(self, program: Program, place: Program) -> None:
+        self.damage(program)
+
+
+def first(program: Program, op: str) -> fx.Node:
+    return next(node for node in program.graph.nodes if node.op == op)
+
+
+def illegal_operator(program: Program) -> None:
+    node = program.block_nodes[0]
+    with program.graph.inserting_after(node):
+        program.graph.call_function(torch.relu, (node,)).meta["val"] = node.meta["val"]
+
+
+def in_place_operator(program: Program) -> None:
+    node = program.block_nodes[0]
+    with program.graph.inserting_after(node):
+        program.graph.call_function(aten.relu_.default, (node,)).meta["val"] = node.meta["val"]
+
+
+def wrong_claim(program: Program) -> None:
+    node = program.graph.find_nodes(op="call_function", target=aten.transpose.int)[0]
+    node.meta["val"] = node.args[0].meta["val"]
+
+
+def no_claim(program: Program) -> None:
+    node = program.block_nodes[0]
+    with program.graph.inserting_after(node):
+        program.graph.call_function(aten.relu.default, (node,))
+
+
+def cannot_run(program: Program) -> None:
+    node = program.graph.find_nodes(op="call_function", target=aten.linear.default)[-1]
+    node.update_arg(0, program.placeholders[0])
+
+
+def wrong_order(program: Program) -> None:
+    nodes = program.block_nodes
+    nodes[2].prepend(nodes[3])
+
+
+def lost_block(program: Program) -> None:
+    node = program.block_nodes[2]
+    node.replace_all_uses_with(node.args[0])
+    program.graph.erase_node(node)
+
+
+def missing_argument(program: Program) -> None:
+    node = program.block_nodes[2]
+    node.args = node.args[:1]
+
+
+def unknown_body(program: Program) -> None:
+    program.block_nodes[2].meta["body"] = "block7"
+
+
+def stale_block_claim(program: Program) -> None:
+    node = program.block_nodes[0]
+    with program.graph.inserting_before(node):
+        fewer = program.graph.call_function(aten.slice.Tensor, (node.args[0], 1, 0, 3))
+        fewer.meta["val"] = node.meta["val"].new_empty((2, 3, 32))
+    node.update_arg(0, fewer)
+
+
+def pooled_too_early(program: Program) -> None:
+    program.stage = "captured"
+    node = program.block_nodes[0]
+    with program.graph.inserting_after(node):
+        program.graph.call_function(pool_tokens, (node, [8, 8], [4, 4])).meta["val"] = node.meta["val"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (illegal_operator, "relu.* is not legal in the sparse stage"),
+        (in_place_operator, "aten.relu_.default is not legal"),
+        (wrong_claim, "claims f.*but yields|claims float32.* but yields"),
+        (no_claim, "relu.* claims no value"),
+        (cannot_run, "cannot run"),
+        (wrong_order, "which is not defined before it"),
+        (lost_block, r"the blocks called are \['blocks.0', 'blocks.1', 'blocks.3'"),
+        (missing_argument, "blocks_2 gives 1 inputs, block0 takes 2"),
+        (unknown_body, "has the body block7, which does not exist"),
+        (stale_block_claim, "blocks_0 claims .* not the shape of its input 0"),
+        (pooled_too_early, "pool_tokens.* is not legal in the captured stage"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_verifier_names_the_pass_and_shows_the_ir(damage: Callable, message: str) -> None:
+    program = analysed(plain())
+    with pytest.raises(VerificationError, match=message) as caught:
+        Pipeline((Broken(damage),)).run(program)
+    assert "pass broken left an illegal" in str(caught.value)
+    assert "\n> " in str(caught.value)
