@@ -284,4 +284,5 @@ def _compiled(body: Body) -> Callable[..., Any]:
     """The Python function of a body's graph; its first argument is the module with the parameters."""
     template = fx.GraphModule(nn.Module(), fx.Graph())
     template.graph = body.graph
+    body.graph.owning_module = None  # the template has none of the parameters that the graph names
     return type(template).forward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -68,7 +69,7 @@ def test_density_never_grows_with_the_noise(density: Density, dense: tuple[int, 
         grids = [density.grid_at(t, dense) for t in range(0, density.timesteps + 1, density.timesteps // 20)]
     except PolicyError:
         return  # a pooled grid larger than the dense one
-    for below, above in zip(grids, grids[1:], strict=False):
+    for below, above in pairwise(grids):
         assert all(a <= b for a, b in zip(above, below, strict=True))
     assert abs(sum(density.grids(dense).values()) - 1) < 1e-9
     assert all(1 <= n <= side for grid in grids for n, side in zip(grid, dense, strict=True))
