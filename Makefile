@@ -43,7 +43,8 @@ check: $(STAMP) ## ruff and mypy
 bench: $(STAMP) ## the benchmarks: dense against sparse, interleaved in one process
 	@echo "== benchmarking dense against sparse"
 	$(BIN)/python -m pytest benchmarks -m '' --benchmark-only --benchmark-disable-gc -p no:xdist
-	$(BIN)/sparsify bench
+	$(BIN)/python -m benchmarks.rewrite_cost
+	$(BIN)/sparsify bench sparsify.models:dit --kwargs '{"resolution": 256}' --policy paper:DiT-XL/2@256 --rounds 3
 
 clean: ## remove .venv and everything generated
 	rm -rf .venv .venv-torch-* $(OUT) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache

@@ -85,7 +85,8 @@ def bench(
         run_sparse: likewise for the sparse one.
         on_call: called after every timed call, for a progress bar.
     """
-    run_dense, run_sparse = run_dense or model, run_sparse or sparse
+    run_dense = model if run_dense is None else run_dense
+    run_sparse = sparse if run_sparse is None else run_sparse
     report = sparse.report()
     calls: dict[Grid | None, dict[str, Any]] = {None: dict(inputs)}
     for density in report.densities:

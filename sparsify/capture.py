@@ -19,7 +19,6 @@ from .errors import CaptureError
 from .export import Captured, capture_module, flat_outputs
 from .pristine import pristine
 from .program import Body, Program
-from .structure import fingerprint
 from .trunk import BlockCall, Trunk, find_trunk
 
 
@@ -87,12 +86,10 @@ def _capture_bodies(trunk: Trunk) -> tuple[dict[str, Body], list[str]]:
     names: list[str] = []
     known: dict[Hashable, str] = {}
     for block in trunk.blocks:
-        shapes = tuple((tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in block.inputs)
-        key = (fingerprint(block.module), block.call.names, repr(block.call.constants), shapes)
-        if key not in known:
-            known[key] = f"block{len(known)}"
-            bodies[known[key]] = _capture_body(known[key], block, trunk)
-        names.append(known[key])
+        if block.structure not in known:
+            name = known[block.structure] = f"block{len(known)}"
+            bodies[name] = _capture_body(name, block, trunk)
+        names.append(known[block.structure])
     return bodies, names
 
 

@@ -6,10 +6,10 @@ other, and hand a token tensor of unchanged shape on, form a chain; the chain wi
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from .calls import CallSpec, OutputSpec
 from .errors import TrunkError
 from .pristine import pristine
+from .structure import fingerprint
 
 
 @dataclass
@@ -33,6 +34,7 @@ class BlockCall:
         inputs: the flat tensors it was given (fake when the run was fake).
         output_spec: the nesting of what it returned.
         outputs: the flat tensors it returned.
+        structure: equal for two calls only if tracing them gives the same graph.
     """
 
     path: str
@@ -41,6 +43,7 @@ class BlockCall:
     inputs: list[torch.Tensor]
     output_spec: OutputSpec
     outputs: list[torch.Tensor]
+    structure: Hashable
 
 
 @dataclass
@@ -71,9 +74,14 @@ def find_trunk(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) ->
     groups = _sibling_groups(model)
     if not groups:
         raise TrunkError(f"no trunk found: {type(model).__name__} has no two sibling modules of one class with parameters.")
-    calls = _record(model, [path for group in groups for path in group], args, kwargs)
+    groups.sort(key=lambda group: _weight(model, group), reverse=True)
+    # Nearly always the largest group is the trunk, and then one block of each structure is enough to run.
+    first = _chain(groups[0], _record(model, groups[0], args, kwargs, reuse=True))
+    if isinstance(first, Trunk):
+        return first
+    calls = _record(model, [path for group in groups for path in group], args, kwargs, reuse=False)
     reasons: list[str] = []
-    for group in sorted(groups, key=lambda group: _weight(model, group), reverse=True):
+    for group in groups:
         chain = _chain(group, calls)
         if isinstance(chain, Trunk):
             return chain
@@ -95,34 +103,58 @@ def _weight(model: nn.Module, group: list[str]) -> int:
     return sum(p.numel() for path in group for p in model.get_submodule(path).parameters())
 
 
-def _record(model: nn.Module, paths: list[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, list[BlockCall]]:
+def _record(
+    model: nn.Module, paths: list[str], args: Sequence[Any], kwargs: dict[str, Any], reuse: bool
+) -> dict[str, list[BlockCall]]:
     try:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
         fake_leaves = [mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         fake_args, fake_kwargs = pytree.tree_unflatten(fake_leaves, spec)
         with mode:
-            return _run_with_hooks(model, paths, fake_args, fake_kwargs)
+            return _run_with_hooks(model, paths, fake_args, fake_kwargs, reuse)
     except Exception:  # noqa: BLE001  # the model looks at values, or does what fake tensors cannot: run it for real
-        return _run_with_hooks(model, paths, args, kwargs)
+        return _run_with_hooks(model, paths, args, kwargs, reuse=False)
 
 
 def _run_with_hooks(
-    model: nn.Module, paths: list[str], args: Sequence[Any], kwargs: dict[str, Any]
+    model: nn.Module, paths: list[str], args: Sequence[Any], kwargs: dict[str, Any], reuse: bool
 ) -> dict[str, list[BlockCall]]:
     calls: dict[str, list[BlockCall]] = {}
-    with pristine(model), torch.no_grad(), contextlib.ExitStack() as hooks:
+    seen: dict[Hashable, tuple[OutputSpec, list[torch.Tensor]]] = {}
+    with pristine(model), torch.no_grad():
         for path in paths:
             module = model.get_submodule(path)
-
-            def record(module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-                call, inputs = CallSpec.of(module.forward, args, kwargs)
-                output_spec, outputs = OutputSpec.of(output)
-                calls.setdefault(path, []).append(BlockCall(path, module, call, inputs, output_spec, outputs))
-
-            hooks.callback(module.register_forward_hook(record, with_kwargs=True).remove)
+            module.forward = _recorded(path, module, calls, seen, reuse)
         model(*args, **kwargs)
     return calls
+
+
+def _recorded(
+    path: str,
+    module: nn.Module,
+    calls: dict[str, list[BlockCall]],
+    seen: dict[Hashable, tuple[OutputSpec, list[torch.Tensor]]],
+    reuse: bool,
+) -> Callable[..., Any]:
+    """The module's ``forward``, noting its calls; with ``reuse``, what a like call gave before is given again."""
+    forward, print_ = module.forward, fingerprint(module)
+
+    @functools.wraps(forward)
+    def record(*args: Any, **kwargs: Any) -> Any:
+        call, inputs = CallSpec.of(forward, args, kwargs)
+        shapes = tuple((tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in inputs)
+        structure = (print_, call.names, repr(call.constants), shapes)
+        if reuse and structure in seen:
+            spec, known = seen[structure]
+            output = spec.unflatten([tensor.new_empty(tensor.shape) for tensor in known])
+        else:
+            output = forward(*args, **kwargs)
+        seen[structure] = OutputSpec.of(output)
+        calls.setdefault(path, []).append(BlockCall(path, module, call, inputs, *seen[structure], structure))
+        return output
+
+    return record
 
 
 def _chain(group: list[str], calls: dict[str, list[BlockCall]]) -> Trunk | str:
