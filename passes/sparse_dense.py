@@ -12,7 +12,8 @@ from torch import fx
 
 from ..attention import refusal_to_mix, token_aligned_inputs
 from ..ops import pool_tokens, restore_tokens
-from ..program import Program, Restore
+from ..probe import refusal_to_split
+from ..program import Body, Program, Restore
 from ..shapes import annotate
 from .base import BlockRange, Pass
 from .split import split_queries_from_keys
@@ -51,7 +52,7 @@ class SparseDense(Pass):
                 return f"{node.target} is part of a sparse-dense module already"
             if aligned := token_aligned_inputs(body):
                 return f"input {aligned[0].name} of {node.target} has one entry per token, and pooling it is not supported yet"
-            if reason := refusal_to_mix(body):
+            if reason := refusal_to_mix(body) or self._probe(program, body):
                 return f"{node.target}: {reason}"
         for below, above in itertools.pairwise(place):
             if below in pooled and program.tokens_in(above) is not program.tokens_out(below):
@@ -81,15 +82,23 @@ class SparseDense(Pass):
         """Feed a block other tokens, and keys where it attends across; the node that carries its result."""
         body = program.body_of(node)
         if keys is not None:
-            name = f"{body.name}.split"
-            if name not in program.bodies:
-                program.bodies[name] = split_queries_from_keys(body, name, self.name)
-            node.meta["body"] = name
+            node.meta["body"] = self._split(program, body).name
             node.args = (*node.args, keys)
         node.update_arg(body.tokens, tokens)
         program.annotate_block(node)
         self.mark(node, node)
         return program.tokens_out(node)
+
+    def _probe(self, program: Program, body: Body) -> str | None:
+        if body.name not in program.probes:
+            program.probes[body.name] = refusal_to_split(body, self._split(program, body))
+        return program.probes[body.name]
+
+    def _split(self, program: Program, body: Body) -> Body:
+        name = f"{body.name}.split"
+        if name not in program.bodies:
+            program.bodies[name] = split_queries_from_keys(body, name, self.name)
+        return program.bodies[name]
 
     def _recover(self, program: Program, before: fx.Node, tokens: fx.Node, dense_tokens: fx.Node) -> fx.Node:
         """``W1 up(X_s) + W2 X``, with the two new layers named on the program."""

@@ -7,11 +7,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 import sympy
+import torch
 from torch import fx
 
 from .errors import GridError
 from .program import Program
 from .shapes import Size, shape_of
+
+aten = torch.ops.aten
+
+_VIEWS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten._unsafe_view.default, aten.unflatten.int)
 
 
 def find_grid(program: Program, given: Sequence[int] | None = None) -> tuple[tuple[Size, ...], str]:
@@ -26,9 +31,9 @@ def find_grid(program: Program, given: Sequence[int] | None = None) -> tuple[tup
     count = shape_of(tokens)[1]
     if given is not None:
         return _checked(given, tokens, count), "given by the caller"
-    for node in _ancestors_with(tokens, count):
-        for source in node.all_input_nodes:
-            if _has_shape(source) and (sides := _merged(shape_of(source), shape_of(node), count)):
+    for node, axis in _ancestors_along(tokens, 1):
+        for source in node.all_input_nodes if node.target in _VIEWS else ():
+            if _has_shape(source) and len(sides := _sources_of_axis(shape_of(source), shape_of(node), axis)) >= 2:
                 return sides, f"axes merged by {node.name}"
     raise GridError(
         f"the token grid cannot be read off the graph: no view merges axes into the {count} tokens of {tokens.name}. "
@@ -47,37 +52,55 @@ def _checked(given: Sequence[int], tokens: fx.Node, count: Size) -> tuple[int, .
     return sides
 
 
-def _ancestors_with(start: fx.Node, count: Size) -> Iterator[fx.Node]:
-    """Nodes that ``start`` is computed from and that still have the token count in their shape, nearest first."""
-    queue, seen = deque([start]), {start}
+def _ancestors_along(start: fx.Node, axis: int) -> Iterator[tuple[fx.Node, int]]:
+    """Nodes that ``start`` is computed from, nearest first, with the axis that became its axis ``axis``."""
+    queue, seen = deque([(start, axis)]), {start}
     while queue:
-        node = queue.popleft()
-        yield node
+        node, axis = queue.popleft()
+        yield node, axis
         for source in node.all_input_nodes:
-            if source not in seen and _has_shape(source) and count in shape_of(source):
+            if source in seen or not _has_shape(source):
+                continue
+            came_from = _axis_in(source, node, axis)
+            if came_from is not None and _equal(shape_of(source)[came_from], shape_of(node)[axis]):
                 seen.add(source)
-                queue.append(source)
+                queue.append((source, came_from))
+
+
+def _axis_in(source: fx.Node, node: fx.Node, axis: int) -> int | None:
+    """Which axis of ``source`` is axis ``axis`` of ``node``."""
+    rank = len(shape_of(source))
+    if node.target == aten.transpose.int:
+        swap = [int(dim) % rank for dim in node.args[1:3]]  # type: ignore[arg-type]
+        return {swap[0]: swap[1], swap[1]: swap[0]}.get(axis, axis)
+    if node.target == aten.permute.default:
+        return int(node.args[1][axis]) % rank  # type: ignore[index,arg-type]
+    if node.target in _VIEWS:
+        before = shape_of(source)
+        sides = _sources_of_axis(before, shape_of(node), axis)
+        return before.index(sides[0]) if len(sides) == 1 else None
+    from_the_end = axis - len(shape_of(node)) + rank  # elementwise operators line up their last axes
+    return from_the_end if from_the_end >= 0 else None
 
 
 def _has_shape(node: fx.Node) -> bool:
     return node.op in ("call_function", "placeholder") and hasattr(node.meta.get("val"), "shape")
 
 
-def _merged(before: Sequence[Size], after: Sequence[Size], count: Size) -> tuple[Size, ...] | None:
-    """The two or more neighbouring axes of ``before`` that became the one axis of size ``count`` of ``after``."""
+def _sources_of_axis(before: Sequence[Size], after: Sequence[Size], axis: int) -> tuple[Size, ...]:
+    """The neighbouring axes of ``before``, without those of size 1, that a view made axis ``axis`` of ``after`` of."""
     start = 0
-    for size in after:
+    for position, size in enumerate(after):
         end, product = start, sympy.Integer(1)
         while end < len(before) and not _equal(product, size):
             product = product * before[end]
             end += 1
         if not _equal(product, size):
-            return None
-        sides = tuple(side for side in before[start:end] if side != 1)
-        if _equal(size, count) and len(sides) >= 2:
-            return sides
+            return ()
+        if position == axis:
+            return tuple(side for side in before[start:end] if side != 1)
         start = end
-    return None
+    return ()
 
 
 def _equal(a: Size, b: Size) -> bool:

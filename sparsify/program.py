@@ -93,6 +93,7 @@ class Program:
         restores: the new layers that passes ask for.
         skips: what passes left alone.
         stage: ``captured``, ``analysed`` or ``sparse``.
+        probes: for bodies that were tried, why they must not be split, or None.
         verified: what the verifier has run already, see there.
     """
 
@@ -110,6 +111,7 @@ class Program:
     restores: list[Restore] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     stage: str = "captured"
+    probes: dict[str, str | None] = field(default_factory=dict, repr=False)
     verified: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property

@@ -264,6 +264,28 @@ def test_a_block_that_is_not_alone_on_its_tokens_is_refused() -> None:
     assert "the tokens of blocks.1 are used outside" in program.skips[-1].reason
 
 
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: torch.nn.functional.avg_pool1d(x.transpose(1, 2), 3, 1, 1).transpose(1, 2),
+        lambda x: x.cumsum(dim=1) / x.shape[1],
+        lambda x: x.roll(1, dims=1),
+        lambda x: x - x.flip(1),
+        lambda x: x.softmax(dim=1) * 10,
+    ],
+    ids=["convolution", "cumulative sum", "roll", "flip", "softmax over tokens"],
+)
+def test_blocks_that_mix_tokens_besides_attention_are_refused(mix, monkeypatch: pytest.MonkeyPatch) -> None:
+    from .plain_dit import Block
+
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, x, c: mix(forward(self, x, c)))
+    program = analysed(plain())
+    DENSITY.run(program)
+    assert SparseDense(BlockRange(0, 5)).run(program) == 0
+    assert "something besides attention mixes tokens" in program.skips[-1].reason
+
+
 # --- cleanup -----------------------------------------------------------------------------------------------------------
 
 
