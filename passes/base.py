@@ -102,4 +102,4 @@ def copy_body(body: Body, name: str) -> Body:
     graph.output(output)
     for node, twin in copied.items():
         twin.meta = dict(node.meta)
-    return Body(name, graph, body.constants, body.tokens, body.token_output, body.updates, body.keys)
+    return Body(name, graph, body.constants, body.tokens, body.token_output, body.updates, body.keys, body.conditions)

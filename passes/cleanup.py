@@ -19,7 +19,10 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Cleanup(Pass):
-    """Exact to the last bit: only operators that return their input as it is are taken out."""
+    """Exact to the last bit: only operators that return their input as it is are taken out.
+
+    Casts stay even where they change nothing now: under autocast their input comes in another dtype.
+    """
 
     name: ClassVar[str] = "cleanup"
 
@@ -38,10 +41,6 @@ class Cleanup(Pass):
 def _same_type(node: fx.Node) -> bool:
     before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
     return bool(before.dtype == after.dtype and before.device == after.device)
-
-
-def _to_same(node: fx.Node) -> bool:
-    return _same_type(node) and not node.kwargs.get("copy", False) and len(node.args) < 4
 
 
 def _no_dropout(node: fx.Node) -> bool:
@@ -64,7 +63,6 @@ def _same_shape(node: fx.Node) -> bool:
 
 
 _IDENTITIES: dict[object, Callable[[fx.Node], bool]] = {
-    aten.to.dtype: _to_same,
     aten.dropout.default: _no_dropout,
     aten.slice.Tensor: _whole_slice,
     aten.mul.Tensor: _by_one,

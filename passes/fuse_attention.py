@@ -18,6 +18,7 @@ aten = torch.ops.aten
 
 _MATMUL = (aten.matmul.default, aten.bmm.default)
 _SOFTMAX = (aten.softmax.int, aten._softmax.default)
+_SCALES = (aten.mul.Tensor, aten.div.Tensor)
 _PASSES_THROUGH = (aten.to.dtype, aten._to_copy.default, aten.clone.default, aten.contiguous.default)
 
 
@@ -93,14 +94,13 @@ def _below(node: fx.Node) -> tuple[fx.Node, float, fx.Node | None] | None:
         if len(node.users) > 1 or not node.args or not isinstance(node.args[0], fx.Node):
             return None
         operand = node.args[1] if len(node.args) > 1 else None
-        if node.target == aten.mul.Tensor and isinstance(operand, (int, float)) and mask is None:
-            scale *= operand
-        elif node.target == aten.div.Tensor and isinstance(operand, (int, float)) and mask is None:
-            scale /= operand
-        elif node.target == aten.mul.Tensor and isinstance(operand, (int, float)):
-            return None  # scales the mask as well
-        elif node.target == aten.add.Tensor and isinstance(operand, fx.Node) and mask is None:
-            if shape_of(node.args[0]) != shape_of(node) or not operand.meta["val"].is_floating_point():
+        if node.target in _SCALES and isinstance(operand, (int, float)) and not node.kwargs:
+            scale = scale * operand if node.target == aten.mul.Tensor else scale / operand
+        elif node.target == aten.add.Tensor and isinstance(operand, fx.Node) and not node.kwargs:
+            # A scale met on the way to the mask, that is applied after it, would scale the mask as well.
+            if mask is not None or scale != 1.0 or shape_of(node.args[0]) != shape_of(node):
+                return None
+            if not operand.meta["val"].is_floating_point():
                 return None
             mask = operand
         elif node.target not in _PASSES_THROUGH:

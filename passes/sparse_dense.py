@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from ..attention import refusal_to_mix, token_aligned_inputs
+from ..attention import refusal_of_counts, refusal_of_positions, refusal_to_mix, token_aligned_inputs
 from ..ops import pool_tokens, restore_tokens
 from ..probe import refusal_to_split
 from ..program import Body, Program, Restore
@@ -52,10 +53,10 @@ class SparseDense(Pass):
                 return f"{node.target} is part of a sparse-dense module already"
             if aligned := token_aligned_inputs(body):
                 return f"input {aligned[0].name} of {node.target} has one entry per token, and pooling it is not supported yet"
-            if reason := refusal_to_mix(body) or self._probe(program, body):
+            if reason := self._refusal(program, body):
                 return f"{node.target}: {reason}"
-        for below, above in itertools.pairwise(place):
-            if below in pooled and program.tokens_in(above) is not program.tokens_out(below):
+        for below, above in itertools.pairwise(place[: self.generate + self.sparse + self.recover]):
+            if program.tokens_in(above) is not program.tokens_out(below):
                 return f"operators stand between {below.target} and {above.target}"
             if below in pooled and len(program.tokens_out(below).users) > 1:
                 return f"the tokens of {below.target} are used outside of the chain of blocks"
@@ -89,10 +90,24 @@ class SparseDense(Pass):
         self.mark(node, node)
         return program.tokens_out(node)
 
-    def _probe(self, program: Program, body: Body) -> str | None:
+    def _refusal(self, program: Program, body: Body) -> str | None:
+        """Why a body cannot see other tokens than it was captured with; asked once of each body."""
         if body.name not in program.probes:
-            program.probes[body.name] = refusal_to_split(body, self._split(program, body))
+            program.probes[body.name] = (
+                refusal_to_mix(body) or self._refusal_of_counts(program, body) or self._try(program, body)
+            )
         return program.probes[body.name]
+
+    def _refusal_of_counts(self, program: Program, body: Body) -> str | None:
+        assert program.density is not None  # noqa: S101  # the density node was checked for
+        counts = {math.prod(grid) for grid in program.density.grids(program.grid_hint)}
+        return refusal_of_positions(body) or refusal_of_counts(body, counts)
+
+    def _try(self, program: Program, body: Body) -> str | None:
+        try:
+            return refusal_to_split(body, self._split(program, body))
+        except (RuntimeError, ValueError, TypeError) as error:
+            return f"queries and keys cannot be told apart: {str(error).splitlines()[0]}"
 
     def _split(self, program: Program, body: Body) -> Body:
         name = f"{body.name}.split"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import InputError, PolicyError, RewriteError
+from .errors import GridError, InputError, PolicyError, RewriteError
 from .policy import Policy
 from .runtime import SparseModel
 from .stage import Request
@@ -46,6 +46,8 @@ def sparsify(
         raise PolicyError(f"policy is a {type(policy).__name__}; it must be a Policy, such as Policy.auto().")
     if any(isinstance(module, SparseModel) for module in model.modules()):
         raise RewriteError(f"{type(model).__name__} is sparsified already; call sparsify on the original model.")
+    if grid is not None and not isinstance(grid, Sequence):
+        raise GridError(f"grid is {grid!r}; it must be one to three integers, such as (32, 32).")
     sparse = SparseModel(model, Request(policy, None if grid is None else tuple(grid), timestep))
     if example_inputs is not None:
         args, kwargs = _split(example_inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sympy
 import torch
 from torch import fx
 
@@ -93,6 +94,43 @@ def unknown_mixing(body: Body) -> str | None:
         if contracted:
             return f"{node.name} ({node.target}) mixes tokens in a way that is not recognised as attention"
     return None
+
+
+def refusal_of_positions(body: Body) -> str | None:
+    """A value that is made from the number of tokens alone and has one entry for each, as a sentence, or None.
+
+    That is a table of positions inside the block; sparse tokens would take the first rows of it, not their own.
+    """
+    count = token_count(body)
+    moving = dependents(body.graph, body.token_node)
+    valued = {body.token_node}
+    for node in body.graph.nodes:
+        if node.op != "call_function" or isinstance(node.meta.get("val"), (int, torch.SymInt)):
+            continue
+        if any(source in valued for source in node.all_input_nodes):
+            valued.add(node)
+        elif node in moving and node.target != aten.expand.default and _has_axis(node, count):
+            return f"{node.name} ({node.target}) has one entry per token but depends on their number alone, as positions do"
+    return None
+
+
+def refusal_of_counts(body: Body, counts: set[int]) -> str | None:
+    """A condition on the number of tokens that tracing took for granted and ``counts`` break, or None."""
+    count = token_count(body)
+    for condition in body.conditions:
+        # Of a single token tracing always assumes that it is not one; that changes strides only, never values.
+        broken = [
+            n
+            for n in sorted(counts - {1})
+            if condition.free_symbols == {count} and condition.xreplace({count: sympy.Integer(n)}) == sympy.false
+        ]
+        if broken:
+            return f"its code takes another path for {broken[0]} tokens: it was captured where {condition}"
+    return None
+
+
+def _has_axis(node: fx.Node, size: Size) -> bool:
+    return hasattr(node.meta.get("val"), "shape") and size in shape_of(node)
 
 
 def _contracts(node: fx.Node, source: fx.Node, count: Size) -> bool:

@@ -8,6 +8,7 @@ outer trace is short, and blocks can neither break it nor be broken by it; after
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -39,14 +40,13 @@ def capture(model: nn.Module, call: CallSpec, tensors: Sequence[torch.Tensor]) -
         TrunkError: no trunk was found.
         CaptureError: the model or a block cannot be traced.
     """
-    examples = _with_larger_batch(tensors)
-    try:
-        trunk = find_trunk(model, *call.unflatten(examples))
-    except Exception:
-        if examples is tensors:
-            raise
-        examples = tensors  # a model that cannot take a larger batch is captured at the given one
-        trunk = find_trunk(model, *call.unflatten(examples))
+    random_state = random.getstate()
+    trunk = find_trunk(model, *call.unflatten(tensors))
+    if random.getstate() != random_state:
+        random.setstate(random_state)
+        raise CaptureError(
+            f"{type(model).__name__} draws from Python's random module as it runs; a graph would freeze the draw."
+        )
     with pristine(model):
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False) is True:
@@ -54,17 +54,10 @@ def capture(model: nn.Module, call: CallSpec, tensors: Sequence[torch.Tensor]) -
         bodies, body_names = _capture_bodies(trunk)
         for index, block in enumerate(trunk.blocks):
             block.module.forward = _opaque_forward(index, block, trunk.updates)
-        outer = capture_module(model, call, examples)
+        outer = capture_module(model, call, tensors)
     _restore_blocks(outer, trunk, body_names)
     paths = [block.path for block in trunk.blocks]
     return Program(outer.graph, outer.constants, bodies, paths, call, outer.output_spec, outer.shape_env)
-
-
-def _with_larger_batch(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Tensors with a batch of two where it was one: tracing takes a size of one for a constant."""
-    if all(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in tensors):
-        return tensors
-    return [torch.cat([t, t]) if t.ndim and t.shape[0] == 1 else t for t in tensors]
 
 
 def _opaque_forward(index: int, block: BlockCall, updates: list[int]) -> Callable[..., Any]:
@@ -104,7 +97,8 @@ def _capture_body(name: str, block: BlockCall, trunk: Trunk) -> Body:
     if len(outputs) == 1:
         (output,) = captured.graph.find_nodes(op="output")
         output.args = (outputs[0],)
-    return Body(name, captured.graph, constants, trunk.token_input, trunk.token_output, trunk.updates)
+    conditions = [guard.expr for guard in captured.shape_env.guards]
+    return Body(name, captured.graph, constants, trunk.token_input, trunk.token_output, trunk.updates, conditions=conditions)
 
 
 def _restore_blocks(outer: Captured, trunk: Trunk, body_names: list[str]) -> None:

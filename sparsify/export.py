@@ -55,7 +55,7 @@ class _FlatCall(nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = self._call.unflatten(tensors)
-        spec, outputs = OutputSpec.of(self.inner(*args, **kwargs))
+        spec, outputs = OutputSpec.of(self.inner.forward(*args, **kwargs))  # hooks of a block are in the outer graph
         self._on_return(spec)
         return tuple(outputs)
 

@@ -34,11 +34,23 @@ def find_grid(program: Program, given: Sequence[int] | None = None) -> tuple[tup
     for node, axis in _ancestors_along(tokens, 1):
         for source in node.all_input_nodes if node.target in _VIEWS else ():
             if _has_shape(source) and len(sides := _sources_of_axis(shape_of(source), shape_of(node), axis)) >= 2:
+                if not _are_axes_of_the_latent(sides):
+                    raise GridError(
+                        f"the token grid is not clear: {node.name} merges axes of sizes {sides}, which are not the axes of an "
+                        f"input, as with tokens in windows. Pass grid=(height, width) if the tokens are in row-major order."
+                    )
                 return sides, f"axes merged by {node.name}"
     raise GridError(
         f"the token grid cannot be read off the graph: no view merges axes into the {count} tokens of {tokens.name}. "
         f"Pass grid=(height, width), or (time, height, width)."
     )
+
+
+def _are_axes_of_the_latent(sides: Sequence[Size]) -> bool:
+    """Two or three axes that each go with one axis of the inputs, or that are all fixed numbers."""
+    symbols: list[set[sympy.Symbol]] = [getattr(side, "free_symbols", set()) for side in sides]
+    fixed = not any(symbols)
+    return len(sides) <= 3 and (fixed or (all(len(s) == 1 for s in symbols) and len(set().union(*symbols)) == len(sides)))
 
 
 def _checked(given: Sequence[int], tokens: fx.Node, count: Size) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ class Guards:
         symbols = {
             symbol for shape in self._shapes for size in shape if isinstance(size, sympy.Expr) for symbol in size.free_symbols
         }
+        self._least = {symbol: int(env.var_to_range[symbol].lower) for symbol in symbols if symbol in env.var_to_range}
         conditions = {env.simplify(guard.expr) for guard in env.guards}
         # Conditions on sizes that the graph makes up itself (the pooled grid) are not the inputs' business.
         self._conditions = [
@@ -46,6 +47,8 @@ class Guards:
                 return f"{name} has {tensor.ndim} dimensions, captured with {len(shape)}"
             for axis, (size, actual) in enumerate(zip(shape, tensor.shape, strict=True)):
                 if isinstance(size, sympy.Symbol):
+                    if actual < self._least.get(size, 0):  # tracing takes sizes of 0 and 1 for special
+                        return f"{name} has size {actual} on axis {axis}, captured for {self._least[size]} and more"
                     if sizes.setdefault(size, sympy.Integer(actual)) != actual:
                         return f"{name} has size {actual} on axis {axis}, but that of another input is {sizes[size]}"
                 else:

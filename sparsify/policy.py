@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 from . import paper
 from .density import Density
@@ -49,6 +49,7 @@ class SDTM:
         return self.generate + self.sparse + self.recover + self.dense
 
     def __mul__(self, times: int) -> tuple[SDTM, ...]:
+        _check_count("the number of modules in SDTM(...) * n", times, 1)
         return (self,) * times
 
     __rmul__ = __mul__
@@ -69,7 +70,8 @@ class _DenseField:
 
     def __set__(self, policy: Policy, value: int) -> None:
         # A dataclass takes what the class attribute yields for the default, and that is the constructor.
-        policy.__dict__["dense"] = 0 if callable(value) else value
+        is_default = cast(object, value) is _dense_policy
+        policy.__dict__["dense"] = 0 if is_default else value
 
 
 def _dense_policy() -> Policy:

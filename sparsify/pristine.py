@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
-
-# Registries whose entries capture may add or replace; a shallow copy of each is enough to restore it.
-_REGISTRIES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 
 
 @contextlib.contextmanager
@@ -27,25 +25,40 @@ def pristine(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            for module, attributes, registries in before:
+            for module, attributes, contents in before:
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
-                for name, entries in registries.items():
-                    registry = module.__dict__[name]
-                    if _differs(registry, entries):
-                        registry.clear()
-                        registry.update(entries)
+                for name, content in contents.items():
+                    _refill(module.__dict__[name], content)
             for cls in {type(module) for module, _, _ in before}:
                 _clear_method_caches(cls)
 
 
-def _snapshot(module: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    return dict(module.__dict__), {name: dict(module.__dict__[name]) for name in _REGISTRIES}
+def _snapshot(module: nn.Module) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The attributes, and what the containers among them hold: registries, hooks, caches, lists of records."""
+    attributes = dict(module.__dict__)
+    contents = {name: _content(value) for name, value in attributes.items() if isinstance(value, (dict, list, set))}
+    return attributes, contents
 
 
-def _differs(registry: dict[str, Any], entries: dict[str, Any]) -> bool:
-    """Compare by identity: tensors have no truth value."""
-    return registry.keys() != entries.keys() or any(registry[k] is not entries[k] for k in entries)
+def _content(container: dict[Any, Any] | list[Any] | set[Any]) -> list[Any]:
+    return list(container.items()) if isinstance(container, dict) else list(container)
+
+
+def _refill(container: dict[Any, Any] | list[Any] | set[Any], content: list[Any]) -> None:
+    """Give a container its old content, if it changed; compared by identity, because tensors have no truth value."""
+    now = _content(container)
+    if len(now) == len(content) and all(_same(a, b) for a, b in zip(now, content, strict=True)):
+        return
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b) and all(map(operator.is_, a, b)))
 
 
 def _clear_method_caches(cls: type) -> None:

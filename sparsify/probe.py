@@ -97,7 +97,7 @@ class _Run(fx.Interpreter):
 def _random(node: fx.Node, body: Body) -> torch.Tensor:
     """A value for an input: two batch elements, few tokens, every other size as captured."""
     batch, count = shape_of(body.token_node)[:2]
-    known = {batch: 2, count: _TOKENS}
+    known = {size: number for size, number in ((batch, 2), (count, _TOKENS)) if not isinstance(size, int)}
     fake = node.meta["val"]
     hints = fake.fake_mode.shape_env.backed_var_to_val
     sizes = [known[s] if s in known else int(sympy.sympify(s).xreplace(known).xreplace(hints)) for s in shape_of(node)]

@@ -32,6 +32,7 @@ class Body:
         constants: tensors and regions that ``get_attr`` nodes name besides parameters and buffers.
         tokens: which placeholder carries the tokens that the block updates (its queries).
         keys: which placeholder carries the tokens it attends to, where those are others.
+        conditions: what tracing took for granted about the sizes of the inputs, as expressions.
         token_output: which output is the next version of the tokens.
         updates: for every output, the placeholder it is the next version of (same shape and dtype).
     """
@@ -43,6 +44,7 @@ class Body:
     token_output: int
     updates: list[int]
     keys: int | None = None
+    conditions: list[Any] = field(default_factory=list)
 
     @property
     def placeholders(self) -> list[fx.Node]:

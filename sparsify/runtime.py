@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from .calls import CallSpec
 from .density import Density
-from .errors import InputError, NotCapturedError, RewriteError
+from .errors import CaptureError, InputError, NotCapturedError, RewriteError
 from .program import DENSITY, Body, Program
 from .report import Report
 from .stage import Request, Stage, build_stage
@@ -27,17 +27,13 @@ class Container(nn.Module):
 class Block(Container):
     """One trunk block: its own parameters, run by the code that all blocks of its structure and role share."""
 
-    body: Body
-    code: Callable[..., Any]
+    # Long names, because the model's own submodules live beside them.
+    sparsify_body: Body
+    sparsify_code: Callable[..., Any]
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """Run the body's graph; flat tensors in and out."""
-        return self.code(self, *tensors)
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The FX graph this block runs."""
-        return self.body.graph
+        return self.sparsify_code(self, *tensors)
 
 
 class DensityModule(nn.Module):
@@ -76,6 +72,9 @@ class SparseModel(nn.Module):
         self._active: Stage | None = None
         self._call: CallSpec | None = None
         self.training = model.training
+        modes = {module.training for module in model.modules()}
+        # None stands for a mixture, as the model came; train() and eval() make it uniform.
+        self._mode: bool | None = modes.pop() if len(modes) == 1 else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns for these arguments, computed sparsely."""
@@ -90,10 +89,11 @@ class SparseModel(nn.Module):
     def capture(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Capture the model as called with these arguments and take over its parameters."""
         model = self._source[0]
-        stage = build_stage(model, self._request, args, kwargs, _kind(model))
+        stage = build_stage(model, self._request, args, kwargs, self._mode, _kind(model))
         _mirror(model, self, stage.program.paths)
         if stage.program.restores:
-            self.register_module(RESTORE, _restore_layers(stage.program))
+            with torch.inference_mode(False):  # the first call may be in that mode, and parameters must train later
+                self.register_module(RESTORE, _restore_layers(stage.program))
         if stage.program.density is not None:
             self.register_module(DENSITY, DensityModule(stage.program.density))
         self._call = stage.program.call
@@ -130,7 +130,7 @@ class SparseModel(nn.Module):
     def _stage_for(self, tensors: Sequence[torch.Tensor]) -> Stage:
         kind = _kind(self)
         for stage in self._stages:
-            if stage.accepts(tensors, self.training, kind):
+            if stage.accepts(tensors, self._mode, kind):
                 return stage
         model = self._source[0]
         _share_tensors(self, model)
@@ -138,12 +138,16 @@ class SparseModel(nn.Module):
         args, kwargs = self._call.unflatten(tensors)
         flags = [(module, module.training) for module in model.modules()]
         try:
-            if model.training != self.training:
-                model.train(self.training)
-            stage = build_stage(model, self._request, args, kwargs, kind)
+            if self._mode is not None:
+                model.train(self._mode)
+            stage = build_stage(model, self._request, args, kwargs, self._mode, kind)
         finally:
             for module, training in flags:
                 module.training = training
+        if not stage.accepts(tensors, self._mode, kind):
+            raise CaptureError(
+                f"the graph captured for these inputs does not hold for them: {stage.guards.violation(tensors)}."
+            )
         if len(stage.program.restores) != len(self._stages[0].program.restores):
             raise RewriteError("this call would need other restore layers than the model was made with.")
         self._stages.append(stage)
@@ -158,7 +162,7 @@ class SparseModel(nn.Module):
         for node in stage.program.block_nodes:
             block = self.get_submodule(str(node.target))
             body = stage.program.body_of(node)
-            block.__dict__.update(body.constants, body=body, code=code[body.name])
+            block.__dict__.update(body.constants, sparsify_body=body, sparsify_code=code[body.name])
         self._active = stage
         return stage
 
@@ -177,7 +181,9 @@ class SparseModel(nn.Module):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Loads a sparse checkpoint; a dense one too with ``strict=False``, where only restore layers are missing."""
         self._captured()
-        return super().load_state_dict(*args, **kwargs)
+        outcome = super().load_state_dict(*args, **kwargs)
+        _share_tensors(self, self._source[0])  # with assign=True the tensors are others now
+        return outcome
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseModel:
         if self._call is None:
@@ -191,6 +197,7 @@ class SparseModel(nn.Module):
         """Training or evaluation mode; the model is captured in the mode it is called in."""
         if self._call is None:
             self._source[0].train(mode)
+        self._mode = mode
         super().train(mode)
         return self
 
@@ -234,6 +241,11 @@ def _kind(module: nn.Module) -> object:
 
 def _mirror(model: nn.Module, root: nn.Module, blocks: list[str]) -> None:
     """Give ``root`` a tree of the same names as ``model``'s that holds the same parameters and buffers."""
+    names = {*model._modules, *model._parameters, *model._buffers}
+    if reserved := sorted(names & set(dir(fx.GraphModule))):
+        raise CaptureError(
+            f"the model has {reserved} among its own names, which torch.fx reserves; put it inside another module."
+        )
     twins: dict[nn.Module, nn.Module] = {model: root}
     for path, module in model.named_modules(remove_duplicate=False):
         if module not in twins:

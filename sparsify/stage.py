@@ -41,26 +41,30 @@ class Stage:
     """One finished capture: a program, when it is valid, and its report.
 
     Attributes:
+        mode: training (True) or evaluation (False), or None for a mixture, as the model came.
+        kind: dtype and device of the parameters.
         sizes: set where the rewrite holds for one resolution only; shapes of the inputs without their batch axis.
     """
 
     program: Program
     guards: Guards
     report: Report
-    training: bool
+    mode: bool | None
     kind: object
     sizes: tuple[torch.Size, ...] | None
 
-    def accepts(self, tensors: Sequence[torch.Tensor], training: bool, kind: object) -> bool:
+    def accepts(self, tensors: Sequence[torch.Tensor], mode: bool | None, kind: object) -> bool:
         """Whether a call with these tensors, in this mode and with parameters of this kind, is covered."""
-        if (training, kind) != (self.training, self.kind):
+        if (mode, kind) != (self.mode, self.kind):
             return False
         if self.sizes is not None and self.sizes != _sizes(tensors):
             return False
         return self.guards.violation(tensors) is None
 
 
-def build_stage(model: nn.Module, request: Request, args: Sequence[Any], kwargs: dict[str, Any], kind: object) -> Stage:
+def build_stage(
+    model: nn.Module, request: Request, args: Sequence[Any], kwargs: dict[str, Any], mode: bool | None, kind: object
+) -> Stage:
     """Capture ``model`` as called and rewrite it.
 
     Raises:
@@ -85,7 +89,7 @@ def build_stage(model: nn.Module, request: Request, args: Sequence[Any], kwargs:
     report = make_report(type(model).__name__, program, dense, policy, str(pipeline), pipeline.timings, parameters)
     log.info("captured %s: %.2f -> %.2f GFLOPs", report.model, report.gflops_dense, report.gflops)
     sizes = None if pools or policy.kind == "dense" else _sizes(tensors)
-    return Stage(program, Guards(program), report, model.training, kind, sizes)
+    return Stage(program, Guards(program), report, mode, kind, sizes)
 
 
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:

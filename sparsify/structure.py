@@ -20,13 +20,17 @@ def fingerprint(block: nn.Module) -> Hashable:
     It covers the classes, every plain attribute and every parameter's shape and dtype. What it does not understand it
     compares by identity, which costs a second capture but is never wrong.
     """
+    paths = {id(module): name for name, module in block.named_modules()}
     return tuple(
         (
             name,
             type(module),
+            tuple(
+                (key, tuple(map(id, hooks.values()))) for key, hooks in vars(module).items() if key.endswith("_hooks") and hooks
+            ),
             tuple((key, _tensor(p)) for key, p in module._parameters.items()),
             tuple((key, _tensor(b), key in module._non_persistent_buffers_set) for key, b in module._buffers.items()),
-            tuple((key, _plain(value, _DEPTH)) for key, value in _attributes(module)),
+            tuple((key, _plain(value, _DEPTH, paths)) for key, value in _attributes(module)),
         )
         for name, module in block.named_modules(remove_duplicate=False)
     )
@@ -40,19 +44,21 @@ def _tensor(tensor: torch.Tensor | None) -> Hashable:
     return None if tensor is None else (tuple(tensor.shape), tensor.dtype, tensor.device)
 
 
-def _plain(value: Any, depth: int) -> Hashable:
+def _plain(value: Any, depth: int, paths: dict[int, str]) -> Hashable:
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Size)):
         return (type(value), value)
-    if depth and isinstance(value, (list, tuple)):
-        return (type(value), tuple(_plain(item, depth - 1) for item in value))
-    if depth and isinstance(value, dict):
-        return (type(value), tuple((key, _plain(item, depth - 1)) for key, item in value.items()))
-    if isinstance(value, nn.Module):
-        return ("module", type(value))  # registered ones are walked by named_modules
+    if isinstance(value, nn.Module) and id(value) in paths:
+        return ("module", paths[id(value)])  # one of the block's own; any other is compared by identity
+    if not depth or isinstance(value, nn.Module):
+        return ("identity", id(value))
+    if isinstance(value, (list, tuple)):
+        return (type(value), tuple(_plain(item, depth - 1, paths) for item in value))
+    if isinstance(value, dict):
+        return (type(value), tuple((key, _plain(item, depth - 1, paths)) for key, item in value.items()))
     if isinstance(value, types.MethodType):
-        return ("method", value.__func__)
-    if depth and _is_plain_object(value):
-        return (type(value), tuple((key, _plain(item, depth - 1)) for key, item in sorted(vars(value).items())))
+        return ("method", value.__func__, _plain(value.__self__, depth - 1, paths))
+    if _is_plain_object(value):
+        return (type(value), tuple((key, _plain(item, depth - 1, paths)) for key, item in sorted(vars(value).items())))
     return ("identity", id(value))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from .calls import CallSpec, OutputSpec
 from .errors import TrunkError
 from .pristine import pristine
 from .structure import fingerprint
+
+log = logging.getLogger("sparsify")
 
 
 @dataclass
@@ -113,8 +116,15 @@ def _record(
         fake_args, fake_kwargs = pytree.tree_unflatten(fake_leaves, spec)
         with mode:
             return _run_with_hooks(model, paths, fake_args, fake_kwargs, reuse)
-    except Exception:  # noqa: BLE001  # the model looks at values, or does what fake tensors cannot: run it for real
+    except Exception as error:  # noqa: BLE001  # the model looks at values, or does what fake tensors cannot
+        log.debug("running %s for real, because on fake tensors it raised: %s", type(model).__name__, error)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
         return _run_with_hooks(model, paths, args, kwargs, reuse=False)
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def _run_with_hooks(

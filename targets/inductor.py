@@ -25,15 +25,15 @@ def lower_inductor(sparse: SparseModel, mode: str = "default", dynamic: bool = T
     @functools.wraps(sparse.forward)
     def run(*args: Any, **kwargs: Any) -> Any:
         blocks = [module for module in sparse.modules() if isinstance(module, Block)]
-        eager = [block.code for block in blocks]
+        eager = [block.sparsify_code for block in blocks]
         for block in blocks:
-            if block.code not in compiled:
-                compiled[block.code] = torch.compile(block.code, **options)  # type: ignore[call-overload]
-            block.code = compiled[block.code]
+            if block.sparsify_code not in compiled:
+                compiled[block.sparsify_code] = torch.compile(block.sparsify_code, **options)  # type: ignore[call-overload]
+            block.sparsify_code = compiled[block.sparsify_code]
         try:
             return sparse(*args, **kwargs)
         finally:
             for block, code in zip(blocks, eager, strict=True):
-                block.code = code
+                block.sparsify_code = code
 
     return run

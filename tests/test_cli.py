@@ -80,7 +80,7 @@ def test_policy_from_a_file_and_diffusers_class_with_config(capsys: pytest.Captu
     [
         (("report", "no.such:model"), "no.such:model cannot be loaded"),
         (("report", "sparsify.models:dit", "--kwargs", "{"), "--kwargs is not JSON"),
-        (("report", "sparsify.models:dit", "--kwargs", '{"nam": 1}'), "does not take --kwargs"),
+        (("report", "sparsify.models:dit", "--kwargs", '{"nam": 1}'), "failed with --kwargs"),
         (("report", "sparsify.models:dit", "--kwargs", '{"name": "DiT"}'), "name is 'DiT'; there are"),
         (("report", "sparsify.models:dit", "--kwargs", '{"resolution": 100}'), "multiple of 16"),
         (("report", "DiTTransformer2DModel"), "give its --config FILE"),
@@ -89,6 +89,9 @@ def test_policy_from_a_file_and_diffusers_class_with_config(capsys: pytest.Captu
         (("report", PLAIN, "--policy", "fast"), "neither auto, dense, paper"),
         (("report", PLAIN, "--policy", "paper:DiT-XL/2"), "not like paper:DiT-XL/2@512"),
         (("bench", PLAIN, "--device", "meta"), "meta computes nothing"),
+        (("report", PLAIN, "--device", "nope"), "--device nope cannot be used"),
+        (("report", PLAIN, "--inputs", '{"t": {"shape": "q"}}'), "--inputs t"),
+        (("report", PLAIN, "--device", "cpu", "--inputs", '{"x": [1, 3, 15, 16]}'), "does not run on its inputs"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

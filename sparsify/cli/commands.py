@@ -16,7 +16,7 @@ from torch import nn
 from ..api import sparsify
 from ..bench import bench as run_bench
 from ..density import Density
-from ..errors import InputError
+from ..errors import InputError, SparsifyError
 from ..models import dit
 from ..picture import draw
 from ..policy import Policy
@@ -130,7 +130,12 @@ def _sparsified(arguments: argparse.Namespace) -> tuple[nn.Module, SparseModel, 
     with console.status(f"building {arguments.model}"):
         model, inputs = load_model(arguments.model, arguments.kwargs, arguments.config, arguments.inputs, arguments.device)
     with console.status("capturing and rewriting"):
-        sparse = sparsify(model, policy, example_inputs=inputs, grid=arguments.grid, timestep=arguments.timestep)
+        try:
+            sparse = sparsify(model, policy, example_inputs=inputs, grid=arguments.grid, timestep=arguments.timestep)
+        except (RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, SparsifyError):
+                raise
+            raise InputError(f"{arguments.model} does not run on its inputs: {type(error).__name__}: {error}") from error
     return model, sparse, inputs
 
 

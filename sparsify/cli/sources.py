@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import InputError, PolicyError
+from ..errors import InputError, PolicyError, SparsifyError
 from ..policy import Policy
 
 
@@ -28,7 +28,7 @@ def load_model(
         inputs: JSON object from input names to shapes, or to ``{"shape": [...], "dtype": "int64", "fill": 500}``.
         device: where to build it; on ``meta`` nothing is computed or stored.
     """
-    with torch.device(device):
+    with _device(device):
         made = _from_factory(name, _json_object("--kwargs", kwargs)) if ":" in name else _from_diffusers(name, config)
         model, example = made if isinstance(made, tuple) else (made, {})
         if not isinstance(model, nn.Module):
@@ -39,6 +39,15 @@ def load_model(
     if not example:
         raise InputError(f"{name} comes without inputs; give --inputs '{{\"hidden_states\": [1, 4, 32, 32], ...}}'.")
     return model.eval(), example
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def load_policy(text: str) -> Policy:
@@ -67,8 +76,10 @@ def _from_factory(name: str, kwargs: Mapping[str, Any]) -> Any:
         raise InputError(f"{name} cannot be loaded: {error}. A model is named as package.module:factory.") from error
     try:
         return factory(**kwargs)
-    except TypeError as error:
-        raise InputError(f"{name} does not take --kwargs {json.dumps(kwargs)}: {error}.") from error
+    except SparsifyError:
+        raise
+    except Exception as error:  # whatever a user's factory raises
+        raise InputError(f"{name} failed with --kwargs {json.dumps(kwargs)}: {type(error).__name__}: {error}") from error
 
 
 def _from_diffusers(name: str, config: str | None) -> nn.Module:
@@ -108,6 +119,9 @@ def _tensor(name: str, value: Any) -> Any:
     dtype = getattr(torch, value.get("dtype", "float32"), None)
     if not isinstance(dtype, torch.dtype):
         raise InputError(f"--inputs {name}: {value['dtype']!r} is no torch dtype.")
-    if "fill" in value:
-        return torch.full(value["shape"], value["fill"], dtype=dtype)
-    return torch.randn(value["shape"]).to(dtype)
+    try:
+        if "fill" in value:
+            return torch.full(value["shape"], value["fill"], dtype=dtype)
+        return torch.randn(value["shape"]).to(dtype)
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"--inputs {name}: {json.dumps(value)} is no tensor: {error}") from error
