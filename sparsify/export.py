@@ -69,7 +69,8 @@ def capture_module(module: nn.Module, call: CallSpec, tensors: Sequence[torch.Te
     returned: list[OutputSpec] = []
     flat = _FlatCall(module, call, returned.append)
     flat.training = module.training
-    dynamic = (tuple({axis: Dim.AUTO for axis in range(tensor.ndim)} for tensor in tensors),)
+    # Tracing takes a size of one for a constant whatever it is told; the guards see to it that it is one at the call.
+    dynamic = (tuple({axis: Dim.AUTO for axis, size in enumerate(tensor.shape) if size > 1} for tensor in tensors),)
     try:
         program = torch.export.export(flat, tuple(tensors), dynamic_shapes=dynamic, strict=False)
         if any(_mutates(node) for node in program.graph.nodes):

@@ -20,6 +20,7 @@ def pristine(model: nn.Module) -> Iterator[None]:
     methods are emptied.
     """
     before = [(module, *_snapshot(module)) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None})
     with torch.random.fork_rng(devices=devices):
         try:
@@ -30,6 +31,10 @@ def pristine(model: nn.Module) -> Iterator[None]:
                 module.__dict__.update(attributes)
                 for name, content in contents.items():
                     _refill(module.__dict__[name], content)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
             for cls in {type(module) for module, _, _ in before}:
                 _clear_method_caches(cls)
 

@@ -13,27 +13,12 @@ from torch import fx, nn
 from .calls import CallSpec
 from .density import Density
 from .errors import CaptureError, InputError, NotCapturedError, RewriteError
-from .program import DENSITY, Body, Program
+from .program import DENSITY, Program
 from .report import Report
 from .stage import Request, Stage, build_stage
+from .tree import compiled, kind_of, mirror, outer_module, restore_layers, share_tensors
 
 RESTORE = "sparsify_restore"
-
-
-class Container(nn.Module):
-    """A place in the tree of parameters; the graphs do the computing."""
-
-
-class Block(Container):
-    """One trunk block: its own parameters, run by the code that all blocks of its structure and role share."""
-
-    # Long names, because the model's own submodules live beside them.
-    sparsify_body: Body
-    sparsify_code: Callable[..., Any]
-
-    def forward(self, *tensors: torch.Tensor) -> Any:
-        """Run the body's graph; flat tensors in and out."""
-        return self.sparsify_code(self, *tensors)
 
 
 class DensityModule(nn.Module):
@@ -89,11 +74,11 @@ class SparseModel(nn.Module):
     def capture(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Capture the model as called with these arguments and take over its parameters."""
         model = self._source[0]
-        stage = build_stage(model, self._request, args, kwargs, self._mode, _kind(model))
-        _mirror(model, self, stage.program.paths)
+        stage = build_stage(model, self._request, args, kwargs, self._mode, kind_of(model))
+        mirror(model, self, stage.program.paths)
         if stage.program.restores:
             with torch.inference_mode(False):  # the first call may be in that mode, and parameters must train later
-                self.register_module(RESTORE, _restore_layers(stage.program))
+                self.register_module(RESTORE, restore_layers(stage.program))
         if stage.program.density is not None:
             self.register_module(DENSITY, DensityModule(stage.program.density))
         self._call = stage.program.call
@@ -128,12 +113,12 @@ class SparseModel(nn.Module):
         return self._active
 
     def _stage_for(self, tensors: Sequence[torch.Tensor]) -> Stage:
-        kind = _kind(self)
+        kind = kind_of(self)
         for stage in self._stages:
             if stage.accepts(tensors, self._mode, kind):
                 return stage
         model = self._source[0]
-        _share_tensors(self, model)
+        share_tensors(self, model)
         assert self._call is not None  # noqa: S101  # a call came before
         args, kwargs = self._call.unflatten(tensors)
         flags = [(module, module.training) for module in model.modules()]
@@ -157,8 +142,8 @@ class SparseModel(nn.Module):
         if stage is self._active:
             return stage
         if stage not in self._outers:
-            self._outers[stage] = _outer_module(stage.program, self)
-        code = {name: _compiled(body) for name, body in stage.program.bodies.items()}
+            self._outers[stage] = outer_module(stage.program, self)
+        code = {name: compiled(body) for name, body in stage.program.bodies.items()}
         for node in stage.program.block_nodes:
             block = self.get_submodule(str(node.target))
             body = stage.program.body_of(node)
@@ -182,7 +167,7 @@ class SparseModel(nn.Module):
         """Loads a sparse checkpoint; a dense one too with ``strict=False``, where only restore layers are missing."""
         self._captured()
         outcome = super().load_state_dict(*args, **kwargs)
-        _share_tensors(self, self._source[0])  # with assign=True the tensors are others now
+        share_tensors(self, self._source[0])  # with assign=True the tensors are others now
         return outcome
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseModel:
@@ -190,7 +175,7 @@ class SparseModel(nn.Module):
             self._source[0]._apply(fn)
             return self
         super()._apply(fn, recurse)
-        _share_tensors(self, self._source[0])
+        share_tensors(self, self._source[0])
         return self
 
     def train(self, mode: bool = True) -> SparseModel:
@@ -228,73 +213,3 @@ class SparseModel(nn.Module):
     def __repr__(self) -> str:
         state = "captured at its first call" if self._active is None else f"{len(self._stages)} capture(s)"
         return f"SparseModel({type(self._source[0]).__name__}, {self._request.policy}, {state})"
-
-
-def _kind(module: nn.Module) -> object:
-    """Dtype and device, which tracing writes into the graph."""
-    for parameters in (module._parameters, *(child._parameters for child in module.modules())):
-        for parameter in parameters.values():
-            if parameter is not None:
-                return parameter.dtype, parameter.device
-    return None
-
-
-def _mirror(model: nn.Module, root: nn.Module, blocks: list[str]) -> None:
-    """Give ``root`` a tree of the same names as ``model``'s that holds the same parameters and buffers."""
-    names = {*model._modules, *model._parameters, *model._buffers}
-    if reserved := sorted(names & set(dir(fx.GraphModule))):
-        raise CaptureError(
-            f"the model has {reserved} among its own names, which torch.fx reserves; put it inside another module."
-        )
-    twins: dict[nn.Module, nn.Module] = {model: root}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if module not in twins:
-            twins[module] = Block() if path in blocks else Container()
-            twins[module].training = module.training
-        parent_path, _, name = path.rpartition(".")
-        if path:
-            twins[model.get_submodule(parent_path)]._modules[name] = twins[module]
-    for module, twin in twins.items():
-        twin._parameters.update(module._parameters)
-        twin._buffers.update(module._buffers)
-        twin._non_persistent_buffers_set.update(module._non_persistent_buffers_set)
-
-
-def _share_tensors(sparse: nn.Module, model: nn.Module) -> None:
-    """After a move, let the model hold the same tensors as its mirror again."""
-    for path, module in model.named_modules():
-        twin = sparse.get_submodule(path)
-        module._parameters.update(twin._parameters)
-        module._buffers.update(twin._buffers)
-
-
-def _restore_layers(program: Program) -> nn.ModuleList:
-    """``W1 = 0``, ``W2 = I``, biases 0: at first a module hands on the dense tokens from before it (paper, 3.2)."""
-    layers = nn.ModuleList()
-    for restore in program.restores:
-        options = {"dtype": restore.dtype, "device": restore.device}
-        # Without torch's random start, so that sparsifying leaves the caller's random numbers as they were.
-        sparse, dense = (nn.utils.skip_init(nn.Linear, restore.width, restore.width, **options) for _ in range(2))
-        with torch.no_grad():
-            for parameter in (*sparse.parameters(), *dense.parameters()):
-                parameter.zero_()
-            dense.weight.fill_diagonal_(1)
-        layers.append(nn.ModuleDict({"sparse": sparse, "dense": dense}))
-    return layers
-
-
-def _outer_module(program: Program, root: nn.Module) -> fx.GraphModule:
-    """The outer graph as a module that shares ``root``'s registries, so that moves and loads reach it."""
-    outer = fx.GraphModule(nn.Module(), fx.Graph())  # empty at first: it would copy what the graph names
-    outer._modules, outer._parameters, outer._buffers = root._modules, root._parameters, root._buffers
-    outer.__dict__.update(program.constants)
-    outer.graph = program.graph
-    return outer
-
-
-def _compiled(body: Body) -> Callable[..., Any]:
-    """The Python function of a body's graph; its first argument is the module with the parameters."""
-    template = fx.GraphModule(nn.Module(), fx.Graph())
-    template.graph = body.graph
-    body.graph.owning_module = None  # the template has none of the parameters that the graph names
-    return type(template).forward

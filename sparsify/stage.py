@@ -74,7 +74,7 @@ def build_stage(
     if not tensors:
         raise SparsifyError("the example inputs hold no tensor.")
     with torch.inference_mode(False), torch.enable_grad(), _no_autocast(tensors[0].device.type):
-        program = capture(model, call, [tensor.detach() for tensor in tensors])
+        program = capture(model, call, [tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in tensors])
         policy = request.policy.fitted(len(program.paths))
         dense = Costs.of(program)
         pools = _analyse(program, request, policy)

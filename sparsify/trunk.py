@@ -114,17 +114,12 @@ def _record(
         leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
         fake_leaves = [mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         fake_args, fake_kwargs = pytree.tree_unflatten(fake_leaves, spec)
-        with mode:
+        with pristine(model), mode:
             return _run_with_hooks(model, paths, fake_args, fake_kwargs, reuse)
     except Exception as error:  # noqa: BLE001  # the model looks at values, or does what fake tensors cannot
         log.debug("running %s for real, because on fake tensors it raised: %s", type(model).__name__, error)
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
+    with pristine(model):
         return _run_with_hooks(model, paths, args, kwargs, reuse=False)
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 def _run_with_hooks(
@@ -132,7 +127,7 @@ def _run_with_hooks(
 ) -> dict[str, list[BlockCall]]:
     calls: dict[str, list[BlockCall]] = {}
     seen: dict[Hashable, tuple[OutputSpec, list[torch.Tensor]]] = {}
-    with pristine(model), torch.no_grad():
+    with torch.no_grad():
         for path in paths:
             module = model.get_submodule(path)
             module.forward = _recorded(path, module, calls, seen, reuse)

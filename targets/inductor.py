@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..runtime import Block, SparseModel
+from ..runtime import SparseModel
+from ..tree import Block
 
 
 def lower_inductor(sparse: SparseModel, mode: str = "default", dynamic: bool = True) -> Callable[..., Any]:

@@ -1,0 +1,98 @@
+"""The tree of parameters behind a sparse model, and the code of graphs bound to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .errors import CaptureError
+from .program import Body, Program
+
+
+class Container(nn.Module):
+    """A place in the tree of parameters; the graphs do the computing."""
+
+
+class Block(Container):
+    """One trunk block: its own parameters, run by the code that all blocks of its structure and role share."""
+
+    # Long names, because the model's own submodules live beside them.
+    sparsify_body: Body
+    sparsify_code: Callable[..., Any]
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        """Run the body's graph; flat tensors in and out."""
+        return self.sparsify_code(self, *tensors)
+
+
+def kind_of(module: nn.Module) -> object:
+    """Dtype and device, which tracing writes into the graph."""
+    for parameters in (module._parameters, *(child._parameters for child in module.modules())):
+        for parameter in parameters.values():
+            if parameter is not None:
+                return parameter.dtype, parameter.device
+    return None
+
+
+def mirror(model: nn.Module, root: nn.Module, blocks: list[str]) -> None:
+    """Give ``root`` a tree of the same names as ``model``'s that holds the same parameters and buffers."""
+    names = {*model._modules, *model._parameters, *model._buffers}
+    if reserved := sorted(names & set(dir(fx.GraphModule))):
+        raise CaptureError(
+            f"the model has {reserved} among its own names, which torch.fx reserves; put it inside another module."
+        )
+    twins: dict[nn.Module, nn.Module] = {model: root}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if module not in twins:
+            twins[module] = Block() if path in blocks else Container()
+            twins[module].training = module.training
+        parent_path, _, name = path.rpartition(".")
+        if path:
+            twins[model.get_submodule(parent_path)]._modules[name] = twins[module]
+    for module, twin in twins.items():
+        twin._parameters.update(module._parameters)
+        twin._buffers.update(module._buffers)
+        twin._non_persistent_buffers_set.update(module._non_persistent_buffers_set)
+
+
+def share_tensors(sparse: nn.Module, model: nn.Module) -> None:
+    """After a move, let the model hold the same tensors as its mirror again."""
+    for path, module in model.named_modules():
+        twin = sparse.get_submodule(path)
+        module._parameters.update(twin._parameters)
+        module._buffers.update(twin._buffers)
+
+
+def restore_layers(program: Program) -> nn.ModuleList:
+    """``W1 = 0``, ``W2 = I``, biases 0: at first a module hands on the dense tokens from before it (paper, 3.2)."""
+    layers = nn.ModuleList()
+    for restore in program.restores:
+        options = {"dtype": restore.dtype, "device": restore.device}
+        # Without torch's random start, so that sparsifying leaves the caller's random numbers as they were.
+        sparse, dense = (nn.utils.skip_init(nn.Linear, restore.width, restore.width, **options) for _ in range(2))
+        with torch.no_grad():
+            for parameter in (*sparse.parameters(), *dense.parameters()):
+                parameter.zero_()
+            dense.weight.fill_diagonal_(1)
+        layers.append(nn.ModuleDict({"sparse": sparse, "dense": dense}))
+    return layers
+
+
+def outer_module(program: Program, root: nn.Module) -> fx.GraphModule:
+    """The outer graph as a module that shares ``root``'s registries, so that moves and loads reach it."""
+    outer = fx.GraphModule(nn.Module(), fx.Graph())  # empty at first: it would copy what the graph names
+    outer._modules, outer._parameters, outer._buffers = root._modules, root._parameters, root._buffers
+    outer.__dict__.update(program.constants)
+    outer.graph = program.graph
+    return outer
+
+
+def compiled(body: Body) -> Callable[..., Any]:
+    """The Python function of a body's graph; its first argument is the module with the parameters."""
+    template = fx.GraphModule(nn.Module(), fx.Graph())
+    template.graph = body.graph
+    body.graph.owning_module = None  # the template has none of the parameters that the graph names
+    return type(template).forward

@@ -1,0 +1,319 @@
+"""Models that do what the common ones do not: the right answer, or a refusal with its reason; never a wrong result."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sparsify import SDTM, CaptureError, Density, GridError, Policy, RewriteError, SparseModel, sparsify
+
+from .helpers import POLICY, inputs, plain, sparse_plain
+from .plain_dit import Attention, Block, PlainDiT, randomised
+
+
+def scale_by(factor: float) -> Callable[..., torch.Tensor]:
+    return lambda module, args, output: output * factor
+
+
+def hooks_on_blocks(model: PlainDiT) -> None:
+    for index, block in enumerate(model.blocks):
+        block.register_forward_hook(scale_by(1 + index / 10))
+
+
+def hook_inside_one_block(model: PlainDiT) -> None:
+    model.blocks[3].attn.register_forward_hook(scale_by(3.0))
+
+
+def modules_in_a_plain_list(model: PlainDiT) -> None:
+    class Extra(Block):
+        def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            return super().forward(x, c) + self.extra[0](x)
+
+    for block in model.blocks:
+        block.__class__, block.extra = Extra, [nn.Linear(32, 32)]
+
+
+def bound_methods_of_other_objects(model: PlainDiT) -> None:
+    class Scale:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.factor
+
+    class Scaled(Block):
+        def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            return self.act(super().forward(x, c))
+
+    for index, block in enumerate(model.blocks):
+        block.__class__, block.act = Scaled, Scale(1 + index / 10).__call__
+
+
+def in_place_writes(model: PlainDiT) -> None:
+    class InPlace(Block):
+        def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            x = super().forward(x, c).clone()
+            x[..., ::2] = x[..., ::2] * 1.1
+            return x.add_(0.01)
+
+    for block in model.blocks:
+        block.__class__ = InPlace
+
+
+@pytest.mark.parametrize(
+    "change", [hooks_on_blocks, hook_inside_one_block, modules_in_a_plain_list, bound_methods_of_other_objects, in_place_writes]
+)
+def test_dense_policy_is_still_the_model(change: Callable[[PlainDiT], None]) -> None:
+    model = plain()
+    change(model)
+    sparse = sparsify(model, Policy.dense(), example_inputs=inputs())
+    given = inputs(3)
+    assert torch.equal(sparse(*given), model(*given))
+
+
+@pytest.mark.parametrize("example", [1, 2])
+def test_code_that_asks_for_the_batch_size(example: int) -> None:
+    class Centred(PlainDiT):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return super().forward(x - x.mean(0, keepdim=True) if x.shape[0] > 1 else x * 2, t, y)
+
+    model = randomised(Centred()).eval()
+    sparse = sparsify(model, Policy.dense(), example_inputs=inputs(example))
+    for batch in (1, 2, 1, 3):
+        given = inputs(batch)
+        assert torch.equal(sparse(*given), model(*given))
+    assert len(sparse._stages) == 2
+
+
+def test_python_randomness_is_refused() -> None:
+    class Drop(Block):
+        def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            return x if self.training and random.random() < 0.5 else super().forward(x, c)
+
+    model = plain().train()
+    for block in model.blocks:
+        block.__class__ = Drop
+    state = random.getstate()
+    with pytest.raises(CaptureError, match="Python's random module"):
+        sparsify(model, POLICY, example_inputs=inputs())
+    assert random.getstate() == state
+
+
+def written_out(logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def forward(self: Attention, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.projections(x)
+        bias = x[..., :1].transpose(1, 2)[:, None]  # one number a key
+        out = logits(q @ k.transpose(-2, -1), bias).softmax(dim=-1) @ v
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    ("logits", "recognised"),
+    [
+        (lambda qk, bias: qk * 0.3 + bias, True),
+        (lambda qk, bias: qk / 3 * 2 + bias, True),
+        (lambda qk, bias: (qk + bias) * 0.3, False),
+        (lambda qk, bias: torch.add(qk, bias, alpha=5), False),
+        (lambda qk, bias: qk + bias + bias, False),
+    ],
+    ids=["scale, mask", "two scales, mask", "mask, scale", "alpha", "two masks"],
+)
+def test_scale_and_mask_around_attention(logits: Any, recognised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Attention, "forward", written_out(logits))
+    model = plain().double()
+    x, t, y = inputs()
+    pooling_only = Policy(1, (), 5)
+    if not recognised:
+        with pytest.raises(RewriteError, match="no attention over the trunk's tokens"):
+            sparsify(model, pooling_only, example_inputs=(x.double(), t, y))
+        return
+    sparse = sparsify(model, pooling_only, example_inputs=(x.double(), t, y))
+    c, tokens = model.conditioning(t, y), model.embed(x.double())
+    assert (sparse.get_submodule("blocks.5")(tokens, c) - model.blocks[5](tokens, c)).abs().max() <= 1e-12
+
+
+def test_an_operator_between_recover_blocks_is_not_lost() -> None:
+    class Between(PlainDiT):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            c, x = self.conditioning(t, y), self.embed(x)
+            for index, block in enumerate(self.blocks):
+                x = block(x, c)
+                x = x * 5 if index == 4 else x
+            return self.finish(x, c)
+
+    with pytest.raises(RewriteError, match=r"operators stand between blocks\.4 and blocks\.5"):
+        sparsify(randomised(Between()).eval(), Policy(0, SDTM(1, 3, 2, 0)), example_inputs=inputs())
+
+
+class WithTable(Block):
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + self.table[:, : x.shape[1]], c)
+
+
+class WithCounter(Block):
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + torch.arange(x.shape[1])[None, :, None] / 100, c)
+
+
+class WithTriangle(Block):
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        return super().forward(x, c) + F.scaled_dot_product_attention(x, x, x, mask)
+
+
+class WithBranch(Block):
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * 2 if x.shape[1] >= 40 else x, c)
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (WithTable, "one entry per token but depends on their number alone"),
+        (WithCounter, "one entry per token but depends on their number alone"),
+        (WithTriangle, "one entry per token but depends on their number alone"),
+        (WithBranch, "its code takes another path for"),
+    ],
+)
+def test_positions_and_conditions_inside_blocks_are_refused(block: type[Block], reason: str) -> None:
+    model = plain()
+    for module in model.blocks:
+        module.__class__ = block
+        module.register_buffer("table", torch.randn(1, 64, 32))
+    with pytest.raises(RewriteError, match=reason):
+        sparsify(model, Policy(0, SDTM(1, 3, 1, 1), 0), example_inputs=inputs())
+    given = inputs()
+    assert torch.equal(sparsify(model, Policy.dense(), example_inputs=given)(*given), model(*given))
+
+
+def test_tokens_in_windows_need_a_grid() -> None:
+    class Windows(PlainDiT):
+        def embed(self, x: torch.Tensor) -> torch.Tensor:
+            z = self.x_embedder(x)
+            b, c, h, w = z.shape
+            z = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 3, 5, 1)
+            return z.reshape(b, (h // 2) * (w // 2), 4, c).reshape(b, h * w, c)
+
+    with pytest.raises(GridError, match="not the axes of an input"):
+        sparsify(randomised(Windows()).eval(), POLICY, example_inputs=inputs())
+
+
+def test_token_order_of_a_transposed_image() -> None:
+    class Transposed(PlainDiT):
+        def embed(self, x: torch.Tensor) -> torch.Tensor:
+            return self.x_embedder(x).transpose(2, 3).flatten(2).transpose(1, 2)
+
+    sparse = sparsify(randomised(Transposed(image=(12, 20))).eval(), POLICY, example_inputs=inputs(2, (12, 20)))
+    assert sparse.report().grid == (10, 6)
+
+
+def test_explicit_casts_hold_under_autocast() -> None:
+    class Precise(Block):
+        def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            h = self.modulation[1](c)[:, :32].float()
+            return super().forward(x, c) + ((h * 1000 + 1) - h * 1000)[:, None]
+
+    model = plain()
+    for block in model.blocks:
+        block.__class__ = Precise
+    sparse = sparsify(model, Policy(1, (), 5), example_inputs=inputs())
+    x, c = torch.randn(2, 64, 32), torch.randn(2, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(sparse.get_submodule("blocks.5")(x, c), model.blocks[5](x, c))
+
+
+def test_caches_and_counters_of_the_model_are_put_back() -> None:
+    class Caching(PlainDiT):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            self.calls.append(1)
+            self.cache.setdefault("table", torch.ones(1))
+            return super().forward(x, t, y) * self.cache["table"]
+
+    model = randomised(Caching()).eval()
+    model.cache, model.calls = {}, []
+    with contextlib.suppress(CaptureError):
+        sparsify(model, POLICY, example_inputs=inputs())
+    assert model.cache == {} and model.calls == []
+    assert model(*inputs()).isfinite().all()
+
+
+def test_first_call_in_inference_mode_leaves_a_model_that_trains() -> None:
+    sparse = sparsify(plain(), POLICY)
+    with torch.inference_mode():
+        sparse(*inputs())
+    sparse(*inputs()).square().mean().backward()
+    assert sparse.sparsify_restore[0]["sparse"].weight.grad.abs().max() > 0
+
+
+def test_a_mixture_of_modes_is_kept_until_train_or_eval_is_called() -> None:
+    model = plain(dropout=0.5)
+    model.blocks.train()
+    given = inputs()
+    sparse = sparsify(model, POLICY, example_inputs=given)
+    assert not torch.equal(sparse(*given), sparse(*given))
+    sparse.eval()
+    assert torch.equal(sparse(*given), sparse(*given))
+
+
+def test_one_timestep_for_a_whole_batch_is_captured_once() -> None:
+    class Broadcast(PlainDiT):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return super().forward(x, t.expand(x.shape[0]), y)
+
+    model = randomised(Broadcast()).eval()
+    x, _, y = inputs(2)
+    sparse = sparsify(model, POLICY, example_inputs=(x, torch.tensor([5]), y))
+    for t in (5, 300, 900):
+        sparse(x, torch.tensor([t]), y)
+    assert len(sparse._stages) == 1
+
+
+def test_loading_with_assign_reaches_later_captures() -> None:
+    model, sparse = sparse_plain()
+    x, t, y = inputs()
+    sparse.load_state_dict({key: value * 1.5 for key, value in sparse.state_dict().items()}, assign=True)
+    expected = sparse(x, t, y)
+    again = sparse.double()(x.double(), t, y)  # captured anew, from the model
+    assert (again - expected).abs().max() < 1e-4
+    assert isinstance(sparse, SparseModel) and model.head.weight.dtype == torch.float64
+
+
+def test_names_the_runtime_uses_itself() -> None:
+    model = plain()
+    for block in model.blocks:
+        block.body, block.code, block.graph = block.mlp, block.attn.proj, nn.Identity()
+    given = inputs()
+    assert torch.equal(sparsify(model, Policy.dense(), example_inputs=given)(*given), model(*given))
+    model.code = nn.Identity()
+    with pytest.raises(CaptureError, match=r"\['code'\] among its own names"):
+        sparsify(model, POLICY, example_inputs=given)
+
+
+def test_constant_density_and_count_errors_name_the_value() -> None:
+    with pytest.raises(ValueError, match=r"SDTM\(...\) \* n is -1"):
+        SDTM() * -1
+    with pytest.raises(ValueError, match=r"Policy\.dense is <built-in function print>"):
+        Policy(1, SDTM() * 1, dense=print)  # type: ignore[arg-type]
+    assert Density.constant(rate=0.5).grid_at(3, (8, 8)) == (5, 5)
+
+
+def test_a_model_that_looks_at_values_is_refused_and_its_buffers_are_as_before() -> None:
+    class Counting(PlainDiT):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            self.seen.add_(1)
+            return super().forward(x * 2 if float(x.mean()) > 100 else x, t, y)
+
+    model = randomised(Counting()).eval()
+    model.register_buffer("seen", torch.zeros(()))
+    with pytest.raises(CaptureError, match=r"torch\.export cannot trace Counting"):
+        sparsify(model, POLICY, example_inputs=inputs())
+    assert model.seen == 0
