@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .accounting import Costs, check_density, make_report
 from .calls import CallSpec
@@ -73,7 +74,8 @@ def build_stage(
     call, tensors = CallSpec.of(model.forward, args, kwargs)
     if not tensors:
         raise SparsifyError("the example inputs hold no tensor.")
-    with torch.inference_mode(False), torch.enable_grad(), _no_autocast(tensors[0].device.type):
+    # A flop counter or the like around the call must not see the capture.
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), _no_autocast(tensors[0].device.type):
         program = capture(model, call, [tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in tensors])
         policy = request.policy.fitted(len(program.paths))
         dense = Costs.of(program)
