@@ -16,7 +16,7 @@ from .errors import CaptureError, InputError, NotCapturedError, RewriteError
 from .program import DENSITY, Program
 from .report import Report
 from .stage import Request, Stage, build_stage
-from .tree import compiled, kind_of, mirror, outer_module, restore_layers, share_tensors
+from .tree import kind_of, mirror, outer_module, restore_layers, share_tensors
 
 RESTORE = "sparsify_restore"
 
@@ -143,11 +143,10 @@ class SparseModel(nn.Module):
             return stage
         if stage not in self._outers:
             self._outers[stage] = outer_module(stage.program, self)
-        code = {name: compiled(body) for name, body in stage.program.bodies.items()}
         for node in stage.program.block_nodes:
             block = self.get_submodule(str(node.target))
             body = stage.program.body_of(node)
-            block.__dict__.update(body.constants, sparsify_body=body, sparsify_code=code[body.name])
+            block.__dict__.update(body.constants, sparsify_body=body, sparsify_code=stage.code[body.name])
         self._active = stage
         return stage
 

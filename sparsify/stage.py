@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from .policy import Policy
 from .program import Program, Skip
 from .report import Report
 from .timestep import find_timestep
+from .tree import compiled
 
 log = logging.getLogger("sparsify")
 
@@ -53,6 +55,11 @@ class Stage:
     mode: bool | None
     kind: object
     sizes: tuple[torch.Size, ...] | None
+
+    @functools.cached_property
+    def code(self) -> dict[str, Callable[..., Any]]:
+        """The function of every body by name; made once, so that switching modes neither makes nor compiles it again."""
+        return {name: compiled(body) for name, body in self.program.bodies.items()}
 
     def accepts(self, tensors: Sequence[torch.Tensor], mode: bool | None, kind: object) -> bool:
         """Whether a call with these tensors, in this mode and with parameters of this kind, is covered."""

@@ -30,8 +30,8 @@ class Block(Container):
 
 def kind_of(module: nn.Module) -> object:
     """Dtype and device, which tracing writes into the graph."""
-    for parameters in (module._parameters, *(child._parameters for child in module.modules())):
-        for parameter in parameters.values():
+    for child in module.modules():  # lazily: this runs at every call, and the first parameter ends it
+        for parameter in child._parameters.values():
             if parameter is not None:
                 return parameter.dtype, parameter.device
     return None
