@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import fx
 
-from ..errors import PolicyError
+from ..errors import PolicyError, RewriteError
 from ..program import Body, Program, Skip
 
 
@@ -70,7 +71,11 @@ class Pass(ABC):
 
     @abstractmethod
     def rewrite(self, program: Program, place: Any) -> None:
-        """Change the program at ``place``, which has passed the check."""
+        """Change the program at ``place``, which has passed the check.
+
+        Raises:
+            RewriteError: what it met cannot be rewritten after all; the program is as it was.
+        """
 
     def describe(self, place: Any) -> str:
         """A place in words, for the report."""
@@ -82,9 +87,12 @@ class Pass(ABC):
         for place in list(self.match(program)):
             reason = self.check(program, place)
             if reason is None:
-                self.rewrite(program, place)
-                rewritten += 1
-            else:
+                try:
+                    self.rewrite(program, place)
+                    rewritten += 1
+                except RewriteError as error:  # seen on the way; the pass has put the program back
+                    reason = str(error)
+            if reason is not None:
                 program.skips.append(Skip(self.name, self.describe(place), reason))
         return rewritten
 
@@ -102,4 +110,4 @@ def copy_body(body: Body, name: str) -> Body:
     graph.output(output)
     for node, twin in copied.items():
         twin.meta = dict(node.meta)
-    return Body(name, graph, body.constants, body.tokens, body.token_output, body.updates, body.keys, body.conditions)
+    return dataclasses.replace(body, name=name, graph=graph)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from ..program import Program
+from ..program import DENSITY, GRID, Program
 from ..shapes import shape_of
 from .base import Pass
 
@@ -30,12 +30,12 @@ class Cleanup(Pass):
         return [program.graph, *(body.graph for body in program.bodies.values())]
 
     def rewrite(self, program: Program, place: fx.Graph) -> None:
-        used = {node.meta["body"] for node in program.block_nodes}
+        used = {node.meta["body"] for node in program.all_block_nodes}
         program.bodies = {name: body for name, body in program.bodies.items() if name in used}
         for node in list(place.nodes):
             if node.op == "call_function" and (does_nothing := _IDENTITIES.get(node.target)) and does_nothing(node):
                 node.replace_all_uses_with(node.args[0])
-        place.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or "body" in node.meta)
+        place.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or "body" in node.meta or node.target in (DENSITY, GRID))
 
 
 def _same_type(node: fx.Node) -> bool:

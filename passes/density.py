@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import fx
 
 from ..density import Density
-from ..program import DENSITY, Program
+from ..program import DENSITY, GRID, Program
 from ..shapes import emit_size, new_size
 from .base import Pass
 
@@ -37,7 +37,8 @@ class InsertDensity(Pass):
 
     def rewrite(self, program: Program, place: fx.Node) -> None:
         graph = program.graph
-        with graph.inserting_after(program.placeholders[-1]):
+        grid_nodes = [user for node in graph.find_nodes(op="call_module", target=GRID) for user in node.users]
+        with graph.inserting_after(max([program.placeholders[-1], *grid_nodes])):
             end_of_inputs = graph.call_function(operator.pos, (0,))  # holds the place, so that nodes keep their order
         with graph.inserting_before(end_of_inputs):
             grid = [emit_size(graph, side) for side in program.grid]

@@ -86,7 +86,7 @@ def pipeline_for(policy: Policy, depth: int) -> Pipeline:
     policy = policy.fitted(depth)
     if policy.kind == "dense":
         return Pipeline(())
-    passes: list[Pass] = [FuseAttention(), InsertDensity(policy.density)]
+    passes: list[Pass] = [FuseAttention(), InsertDensity(policy.schedule)]
     if policy.poolingformer:
         passes.append(PoolAttention(BlockRange(0, policy.poolingformer - 1)))
     start = policy.poolingformer

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from ..attention import Attention, refusal_to_mix, self_attentions, token_count
+from ..attention import Attention, contractions, refusal_to_mix, self_attentions
 from ..program import Body, Program
 from ..shapes import annotate, emit_size, shape_of
 from .base import BlockRange, Pass, copy_body
@@ -22,7 +22,8 @@ class PoolAttention(Pass):
     """Give every query of these blocks equal weight on all keys that its mask allows.
 
     Queries and keys are then unused and go away; output projection, gates, norms and MLP stay. Attention dropout, where
-    the model has it, goes with the attention weights it acted on.
+    the model has it, goes with the attention weights it acted on. In linear attention, which has no weights, every key
+    becomes the mean of the keys, so that all queries weigh all values alike.
     """
 
     blocks: BlockRange
@@ -35,9 +36,8 @@ class PoolAttention(Pass):
         body = program.body_of(place)
         if reason := refusal_to_mix(body):
             return reason
-        for attention in self_attentions(body):
-            if shape_of(attention.query)[:-2] != shape_of(attention.value)[:-2]:
-                return f"{attention.node.name} shares values between query heads, which pooling does not spread out yet"
+        if not self_attentions(body) and not _linear_attentions(body):
+            return "no attention over the trunk's tokens was recognised in the block"
         return None
 
     def rewrite(self, program: Program, place: fx.Node) -> None:
@@ -55,10 +55,20 @@ class PoolAttention(Pass):
         for attention in self_attentions(body):
             with body.graph.inserting_before(attention.node):
                 mean = self._mean_of_values(body.graph, attention)
-                tokens = emit_size(body.graph, token_count(body))
+                repeats = int(shape_of(attention.query)[-3]) // int(shape_of(mean)[-3]) if attention.shares_values else 1
+                if repeats > 1:
+                    mean = self._make(body.graph, aten.repeat_interleave.self_int, (mean, repeats, -3), attention.node)
+                tokens = emit_size(body.graph, shape_of(attention.query)[-2])
                 sizes = [-1] * (attention.node.meta["val"].ndim - 2) + [tokens, -1]
                 spread = self._make(body.graph, aten.expand.default, (mean, sizes), attention.node)
             attention.node.replace_all_uses_with(spread)
+        for node, position in _linear_attentions(body):
+            keys = node.args[position]
+            assert isinstance(keys, fx.Node)  # noqa: S101  # matched as such
+            with body.graph.inserting_before(node):
+                axis = [len(shape_of(keys)) - 1 if position == 0 else len(shape_of(keys)) - 2]
+                mean = self._make(body.graph, aten.mean.dim, (keys, axis, True), node)
+                node.update_arg(position, self._make(body.graph, aten.expand_as.default, (mean, keys), node))
         body.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         return body
 
@@ -72,7 +82,36 @@ class PoolAttention(Pass):
             mask = self._make(graph, aten.masked_fill.Scalar, (zeros, shut_out, float("-inf")), attention.node)
         # Attention with all logits equal: softmax of the mask alone.
         weights = self._make(graph, aten.softmax.int, (mask, -1), attention.node)
-        return self._make(graph, aten.matmul.default, (weights, attention.value), attention.node)
+        value = attention.value
+        if attention.shares_values and shape_of(weights)[-3] != 1:
+            repeats = int(shape_of(attention.query)[-3]) // int(shape_of(value)[-3])
+            value = self._make(graph, aten.repeat_interleave.self_int, (value, repeats, -3), attention.node)
+        return self._make(graph, aten.matmul.default, (weights, value), attention.node)
 
     def _make(self, graph: fx.Graph, target: object, args: tuple[object, ...], origin: fx.Node, **kwargs: object) -> fx.Node:
         return self.mark(annotate(graph.call_function(target, args, kwargs)), origin)  # type: ignore[arg-type]
+
+
+def _linear_attentions(body: Body) -> list[tuple[fx.Node, int]]:
+    """Products that sum keys and values over the tokens, with the position of the operand that holds the keys.
+
+    It is the operand whose channels the next product sums with the queries.
+    """
+    found = []
+    for node in contractions(body):
+        if node.target not in _MATMUL:
+            continue
+        following = node
+        while len(following.users) == 1:
+            (user,) = following.users
+            if user.target in _MATMUL:
+                found.append((node, 1 if user.args[0] is following else 0))
+                break
+            if user.target not in _PASSES_THROUGH:
+                break
+            following = user
+    return found
+
+
+_MATMUL = (aten.matmul.default, aten.bmm.default)
+_PASSES_THROUGH = (aten.to.dtype, aten._to_copy.default, aten.clone.default, aten.contiguous.default)

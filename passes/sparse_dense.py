@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
-from ..attention import refusal_of_counts, refusal_of_positions, refusal_to_mix, token_aligned_inputs
-from ..ops import pool_tokens, restore_tokens
+from ..attention import mixes_tokens, refusal_of_counts, refusal_of_positions, refusal_to_mix, unrecognised_mixing
+from ..errors import RewriteError
+from ..layout import Layouts, TokenAxis
+from ..ops import restore_tokens
 from ..probe import refusal_to_split
 from ..program import Body, Program, Restore
-from ..shapes import annotate
+from ..shapes import shape_of
+from ..sizes import binding
 from .base import BlockRange, Pass
+from .levels import Levels
 from .split import split_queries_from_keys
+from .subset import subset_of
 
 aten = torch.ops.aten
 
@@ -27,7 +30,9 @@ class SparseDense(Pass):
     """Turn consecutive blocks into one module; what ``generate``, ``sparse`` and ``recover`` leave over stays dense.
 
     ``X_s = pool(X)``; generate blocks take queries from ``X_s`` and keys from ``X``; sparse blocks see ``X_s`` alone;
-    ``X_m = W1 up(X_s) + W2 X``; recover blocks take queries from ``X_m`` and keys from ``X_s``.
+    ``X_m = W1 up(X_s) + W2 X``; recover blocks take queries from ``X_m`` and keys from ``X_s``. Text beside the tokens,
+    in a stream or a sequence of its own, is never pooled. Blocks that attend over time or text alone have no keys to
+    take from elsewhere: they see the tokens of their place in the module.
     """
 
     blocks: BlockRange
@@ -45,93 +50,179 @@ class SparseDense(Pass):
     def check(self, program: Program, place: list[fx.Node]) -> str | None:
         if program.density_node is None:
             return "there is no density node; run the density pass first"
-        pooled = place[: self.generate + self.sparse]
-        crossing = place[: self.generate] + place[self.generate + self.sparse :][: self.recover]
-        for node in pooled + [node for node in crossing if node not in pooled]:
+        involved = place[: self.generate + self.sparse + self.recover]
+        for index, node in enumerate(involved):
             body = program.body_of(node)
-            if body.keys is not None:
+            if body.twins:
                 return f"{node.target} is part of a sparse-dense module already"
-            if aligned := token_aligned_inputs(body):
-                return f"input {aligned[0].name} of {node.target} has one entry per token, and pooling it is not supported yet"
-            if reason := self._refusal(program, body):
+            crosses = not self.generate <= index < self.generate + self.sparse
+            if reason := self._refusal(program, node, body, crosses):
                 return f"{node.target}: {reason}"
-        for below, above in itertools.pairwise(place[: self.generate + self.sparse + self.recover]):
-            if program.tokens_in(above) is not program.tokens_out(below):
-                return f"operators stand between {below.target} and {above.target}"
-            if below in pooled and len(program.tokens_out(below).users) > 1:
-                return f"the tokens of {below.target} are used outside of the chain of blocks"
+        if not any(mixes_tokens(program.body_of(node)) for node in involved):
+            return f"{place[0].target}: no attention over the trunk's tokens was recognised in the block"
         return None
 
     def rewrite(self, program: Program, place: list[fx.Node]) -> None:
-        graph = program.graph
-        grid, pooled = program.grid_nodes, program.pooled_nodes
         generate, rest = place[: self.generate], place[self.generate :]
         sparse, recover = rest[: self.sparse], rest[self.sparse :][: self.recover]
-        dense_tokens = program.tokens_in(place[0])
+        levels = Levels(program, self.mark)
+        restores = len(program.restores)
+        try:
+            self._rewrite(program, levels, generate, sparse, recover)
+        except RewriteError:
+            levels.undo()
+            del program.restores[restores:]
+            raise
 
-        with graph.inserting_before(place[0]):
-            tokens = self._make(graph, pool_tokens, (dense_tokens, grid, pooled), dense_tokens)
-        for node in generate:
-            tokens = self._rewire(program, node, tokens, keys=dense_tokens)
-        for node in sparse:
-            tokens = self._rewire(program, node, tokens)
-        merged = self._recover(program, recover[0], tokens, dense_tokens)
-        for node in recover:
-            merged = self._rewire(program, node, merged, keys=tokens)
+    def _rewrite(
+        self, program: Program, levels: Levels, generate: list[fx.Node], sparse: list[fx.Node], recover: list[fx.Node]
+    ) -> None:
+        kept: Any = None  # the sparse tokens that recover blocks attend to
+        nodes = list(program.graph.nodes)
+        for node in nodes[nodes.index(generate[0]) :]:
+            with program.graph.inserting_before(node):
+                if node in generate or node in sparse:
+                    self._to_sparse(program, levels, node, first=node is generate[0], split=node in generate)
+                elif node in recover:
+                    kept = self._to_dense(program, levels, node, kept)
+                elif not any(source in levels.sparse for source in node.all_input_nodes):
+                    continue
+                elif kept is None and node.op == "call_function":
+                    if node not in levels.sparse:  # a result of a block that moved is sparse already
+                        levels.move_operator(node)
+                else:
+                    levels.change(node, fx.node.map_aggregate(node.args, levels.at_dense))  # type: ignore[arg-type]
+        if kept is None:
+            raise RewriteError(f"{recover[0].target} is not reached from {generate[0].target}")
 
-    def _rewire(self, program: Program, node: fx.Node, tokens: fx.Node, keys: fx.Node | None = None) -> fx.Node:
-        """Feed a block other tokens, and keys where it attends across; the node that carries its result."""
-        body = program.body_of(node)
-        if keys is not None:
-            node.meta["body"] = self._split(program, body).name
-            node.args = (*node.args, keys)
-        node.update_arg(body.tokens, tokens)
+    def _to_sparse(self, program: Program, levels: Levels, node: fx.Node, first: bool, split: bool) -> None:
+        """A generate or sparse block: queries from the sparse tokens, keys from the dense or from the sparse ones."""
+        body, siblings = program.body_of(node), _tensors(node)
+        args = [levels.at_sparse(argument, siblings) for argument in node.args]
+        if split and mixes_tokens(body):
+            levels.change(node, node.args)
+            for position, level in self._split(program, node, body).twins:
+                dense = levels.bypass(node.args[position])
+                if not first and position == body.tokens:
+                    dense = self._with_rows_of(program, levels, node.args[position], dense)
+                axes = _all_but_last(dense)
+                args.append(levels.at_sparse(dense, siblings, axes) if level == "cross" else dense)
+            node.meta["body"] = f"{body.name}.split"
+        levels.move_block(node, args)
+        self.mark(node, node)
+
+    def _to_dense(self, program: Program, levels: Levels, node: fx.Node, kept: Any) -> Any:
+        """A recover block: queries from the restored tokens, keys from the sparse ones; these are returned."""
+        body, siblings = program.body_of(node), _tensors(node)
+        original = node.args
+        args = [levels.at_dense(argument) if i != body.tokens else argument for i, argument in enumerate(original)]
+        if kept is None:
+            kept = original[body.tokens]
+            if kept not in levels.sparse:
+                raise RewriteError(f"{node.target} does not take its tokens from the blocks before it")
+            args[body.tokens] = self._recovered(program, levels, kept)
+        levels.change(node, args)
+        if mixes_tokens(body):
+            for position, level in self._split(program, node, body).twins:
+                if position == body.tokens:
+                    args.append(kept)
+                elif level == "key":
+                    args.append(levels.at_sparse(original[position], siblings))
+                else:
+                    mask = original[position]
+                    args.append(levels.at_sparse(mask, siblings, (len(shape_of(mask)) - 1,)))
+            node.meta["body"] = f"{body.name}.split"
+        levels.change(node, args)
         program.annotate_block(node)
         self.mark(node, node)
-        return program.tokens_out(node)
+        return kept
 
-    def _refusal(self, program: Program, body: Body) -> str | None:
-        """Why a body cannot see other tokens than it was captured with; asked once of each body."""
-        if body.name not in program.probes:
-            program.probes[body.name] = (
-                refusal_to_mix(body) or self._refusal_of_counts(program, body) or self._try(program, body)
-            )
-        return program.probes[body.name]
+    def _recovered(self, program: Program, levels: Levels, sparse: fx.Node) -> fx.Node:
+        """``W1 up(X_s) + W2 X``, with the two new layers named on the program."""
+        (place,) = (p for p in levels.sparse[sparse] if len(p.sides) == max(len(q.sides) for q in levels.sparse[sparse]))
+        dense, up = levels.bypass(sparse), levels.at_dense(sparse)
+        fake = dense.meta["val"]
+        restore = Restore(f"sparsify_restore.{len(program.restores)}", int(fake.shape[-1]), fake.dtype, fake.device)
+        program.restores.append(restore)
+        parts = self._parts(program, levels, up, place)
+        grid_rows = self._parts(program, levels, dense, place)[1]
+        sparse_part = self._linear(levels, parts[1], f"{restore.name}.sparse", restore)
+        dense_part = self._linear(levels, grid_rows, f"{restore.name}.dense", restore)
+        parts[1] = levels.make(aten.add.Tensor, (sparse_part, dense_part), sparse)
+        return self._joined(levels, parts, place, sparse)
 
-    def _refusal_of_counts(self, program: Program, body: Body) -> str | None:
+    def _with_rows_of(self, program: Program, levels: Levels, sparse: fx.Node, dense: fx.Node) -> fx.Node:
+        """The dense tokens, beside the text that has come along with the sparse ones."""
+        place = next(iter(levels.sparse[sparse]), None) if sparse in levels.sparse else None
+        if place is None or (place.before == 0 and place.after == 0):
+            return dense
+        parts = self._parts(program, levels, levels.at_dense(sparse), place)
+        parts[1] = self._parts(program, levels, dense, place)[1]
+        return self._joined(levels, parts, place, sparse)
+
+    def _parts(self, program: Program, levels: Levels, node: fx.Node, place: TokenAxis) -> list[Any]:
+        """The rows before the grid, the grid, and the rows behind it; None where there are none."""
+        if place.before == 0 and place.after == 0:
+            return [None, node, None]
+        start = levels.size(place.before)
+        end = levels.size(shape_of(node)[place.axis] - place.after)
+        before = levels.make(aten.slice.Tensor, (node, place.axis, 0, start), node) if place.before != 0 else None
+        tokens = levels.make(aten.slice.Tensor, (node, place.axis, start, end), node)
+        after = levels.make(aten.slice.Tensor, (node, place.axis, end), node) if place.after != 0 else None
+        return [before, tokens, after]
+
+    def _joined(self, levels: Levels, parts: list[Any], place: TokenAxis, origin: fx.Node) -> fx.Node:
+        present = [part for part in parts if part is not None]
+        return present[0] if len(present) == 1 else levels.make(aten.cat.default, (present, place.axis), origin)
+
+    def _linear(self, levels: Levels, tokens: fx.Node, name: str, restore: Restore) -> fx.Node:
+        weight, bias = levels.parameter(f"{name}.weight"), levels.parameter(f"{name}.bias")
+        with tokens.meta["val"].fake_mode:
+            weight.meta["val"] = torch.empty(restore.width, restore.width, dtype=restore.dtype, device=restore.device)
+            bias.meta["val"] = torch.empty(restore.width, dtype=restore.dtype, device=restore.device)
+        return levels.make(aten.linear.default, (tokens, weight, bias), tokens)
+
+    # --- which blocks can see other tokens ------------------------------------------------------------------------
+
+    def _refusal(self, program: Program, node: fx.Node, body: Body, crosses: bool) -> str | None:
+        """Why a block cannot see other tokens than it was captured with; asked once of each body."""
+        mixes = mixes_tokens(body)
+        key = f"{body.name}.split" if crosses and mixes else body.name
+        if key not in program.probes:
+            program.probes[key] = refusal_to_mix(body) or unrecognised_mixing(body)
+            program.probes[key] = program.probes[key] or self._refusal_of_sizes(program, node, body)
+            if program.probes[key] is None and (crosses or not mixes):
+                program.probes[key] = self._try(program, node, body, mixes)
+        return program.probes[key]
+
+    def _refusal_of_sizes(self, program: Program, node: fx.Node, body: Body) -> str | None:
         assert program.density is not None  # noqa: S101  # the density node was checked for
-        counts = {math.prod(grid) for grid in program.density.grids(program.grid_hint)}
-        return refusal_of_positions(body) or refusal_of_counts(body, counts)
+        layouts, bound = Layouts(program), binding(body, node)
+        sides = [side.meta["val"].node.expr for side in program.pooled_nodes]
+        for grid in program.density.grids(program.grid_hint):
+            numbers = dict(zip(sides, grid, strict=True))
+            sizes = {symbol: program.hint(layouts.pooled(size).xreplace(numbers)) for symbol, size in bound.items()}
+            if reason := refusal_of_counts(body, sizes):
+                return reason
+        return refusal_of_positions(body)
 
-    def _try(self, program: Program, body: Body) -> str | None:
+    def _try(self, program: Program, node: fx.Node, body: Body, mixes: bool) -> str | None:
         try:
-            return refusal_to_split(body, self._split(program, body))
+            split = self._split(program, node, body) if mixes else body
+            return refusal_to_split(body, split, subset_of(program, node, body))
         except (RuntimeError, ValueError, TypeError) as error:
             return f"queries and keys cannot be told apart: {str(error).splitlines()[0]}"
 
-    def _split(self, program: Program, body: Body) -> Body:
+    def _split(self, program: Program, node: fx.Node, body: Body) -> Body:
         name = f"{body.name}.split"
         if name not in program.bodies:
             program.bodies[name] = split_queries_from_keys(body, name, self.name)
         return program.bodies[name]
 
-    def _recover(self, program: Program, before: fx.Node, tokens: fx.Node, dense_tokens: fx.Node) -> fx.Node:
-        """``W1 up(X_s) + W2 X``, with the two new layers named on the program."""
-        graph, fake = program.graph, dense_tokens.meta["val"]
-        restore = Restore(f"sparsify_restore.{len(program.restores)}", int(fake.shape[-1]), fake.dtype, fake.device)
-        program.restores.append(restore)
-        with graph.inserting_before(before):
-            restored = self._make(graph, restore_tokens, (tokens, program.pooled_nodes, program.grid_nodes), tokens)
-            sparse_part = self._linear(graph, restored, f"{restore.name}.sparse", restore)
-            dense_part = self._linear(graph, dense_tokens, f"{restore.name}.dense", restore)
-            return self._make(graph, aten.add.Tensor, (sparse_part, dense_part), tokens)
 
-    def _linear(self, graph: fx.Graph, tokens: fx.Node, name: str, restore: Restore) -> fx.Node:
-        weight, bias = graph.get_attr(f"{name}.weight"), graph.get_attr(f"{name}.bias")
-        with tokens.meta["val"].fake_mode:
-            weight.meta["val"] = torch.empty(restore.width, restore.width, dtype=restore.dtype, device=restore.device)
-            bias.meta["val"] = torch.empty(restore.width, dtype=restore.dtype, device=restore.device)
-        return self._make(graph, aten.linear.default, (tokens, weight, bias), tokens)
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    return [argument for argument in node.args if isinstance(argument, fx.Node) and hasattr(argument.meta["val"], "shape")]
 
-    def _make(self, graph: fx.Graph, target: object, args: tuple[object, ...], origin: fx.Node) -> fx.Node:
-        return self.mark(annotate(graph.call_function(target, args)), origin)  # type: ignore[arg-type]
+
+def _all_but_last(node: fx.Node) -> tuple[int, ...]:
+    return tuple(range(len(shape_of(node)) - 1))

@@ -1,92 +1,157 @@
-"""Stream splitting: make a self-attention block attend from one set of tokens (queries) to another (keys)."""
+"""Stream splitting: make a block attend from one set of tokens (queries) to another (keys)."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections import defaultdict
-from typing import Literal
+from typing import Any, Literal
 
+import sympy
+import torch
 from torch import fx
 
-from ..attention import Attention, dependents, self_attentions
-from ..program import Body
-from ..shapes import annotate, new_size
+from ..attention import Attention, aligned_inputs, contractions, dependents, follows_tokens, moving_nodes, self_attentions
+from ..errors import RewriteError
+from ..program import Body, Twin
+from ..shapes import annotate, new_size, shape_of, size_of, symbolic
 from .base import Provenance
 
-Level = Literal["query", "key"]
+Level = Literal["query", "key", "cross"]
+_ORDER: tuple[Level, ...] = ("query", "key", "cross")
 
 
 def split_queries_from_keys(body: Body, name: str, pass_name: str) -> Body:
-    """A body with one more input, the tokens to attend to; the residual stream and the MLP stay with the queries.
+    """A body with more inputs, the tokens to attend to and what goes along with them.
 
     Starting from the outputs, which are asked for at *query* level, each node asks for its inputs at its own level,
-    except that attention asks for its keys and values at *key* level. A node that is asked for at both levels is
-    copied. Only the first attention on each path crosses levels: what follows it in the block sees queries only.
+    except where tokens mix: attention asks for its keys and values at *key* level, and so does every other sum over
+    the tokens for what it sums (linear attention). A node that is asked for at both levels is copied. Only the first
+    mixing on each path crosses levels: what follows it in the block sees queries only. A mask with a row per query
+    and a column per key is asked for at *cross* level.
+
+    Raises:
+        RewriteError: queries and keys cannot be told apart.
     """
-    tokens = body.token_node
-    moving = dependents(body.graph, tokens)
-    crossing = {attention.node: attention for attention in _first_attentions(body)}
-    wanted = _levels(body.graph, moving, crossing)
-
-    graph = fx.Graph()
-    made: dict[tuple[fx.Node, Level], fx.Node] = {}
-    for node in body.placeholders:
-        made[node, "query"] = graph.node_copy(node)
-    made[tokens, "key"] = graph.placeholder(f"{tokens.name}_keys")
-    made[tokens, "key"].meta = dict(tokens.meta)
-    made[tokens, "query"].meta = dict(tokens.meta) | {"val": _tokens_of_new_count(tokens)}
-    for node in body.graph.nodes:
-        if node.op == "placeholder":
-            continue
-        for level in sorted(wanted[node]):
-            levels = dict(_sources(node, level, moving, crossing))
-            twin = graph.node_copy(node, lambda source: made[source, levels[source]])  # noqa: B023  # called at once
-            if node in crossing:  # one node may be both query and key
-                twin.update_arg(0, made[crossing[node].query, _at(crossing[node].query, level, moving)])
-            made[node, level] = twin
-            if node in moving and node.op == "call_function":
-                twin.meta["provenance"] = Provenance(pass_name, f"{node.name} ({level})")
-                if level == "query":
-                    annotate(twin)
-    return Body(name, graph, body.constants, body.tokens, body.token_output, body.updates, keys=len(body.placeholders))
+    return _Split(body, pass_name).run(name)
 
 
-def _first_attentions(body: Body) -> list[Attention]:
-    """Attentions whose keys and values have not passed through another one."""
-    found = self_attentions(body)
-    later = set().union(*(dependents(body.graph, attention.node) - {attention.node} for attention in found))
-    return [a for a in found if a.key not in later and a.value not in later]
+class _Split:
+    def __init__(self, body: Body, pass_name: str) -> None:
+        self.body = body
+        self.pass_name = pass_name
+        self.moving = moving_nodes(body)
+        self.attentions, self.sums = _first_mixing(body)
+        self.sizes = _query_sizes(body)
+
+    def run(self, name: str) -> Body:
+        body, graph = self.body, fx.Graph()
+        wanted = self._levels()
+        made: dict[tuple[fx.Node, Level], fx.Node] = {}
+        placeholders = body.placeholders
+        aligned = aligned_inputs(body)
+        for position, node in enumerate(placeholders):
+            made[node, "query"] = graph.node_copy(node)
+            made[node, "query"].meta = dict(node.meta)
+            if position in aligned:
+                made[node, "query"].meta["val"] = self._resized(node, {axis: "query" for axis in range(len(shape_of(node)))})
+        twins = [Twin(p, level) for p in aligned for level in ("key", "cross") if level in wanted[placeholders[p]]]
+        for twin in twins:
+            node = placeholders[twin.position]
+            copy = made[node, twin.level] = graph.placeholder(f"{node.name}_{twin.level}s")
+            copy.meta = dict(node.meta)
+            if twin.level == "cross":
+                last = len(shape_of(node)) - 1
+                copy.meta["val"] = self._resized(node, {axis: "query" for axis in range(last)})
+        for node in body.graph.nodes:
+            if node.op != "placeholder":
+                for level in sorted(wanted[node], key=_ORDER.index):
+                    made[node, level] = self._copy(graph, node, level, made)
+        return dataclasses.replace(body, name=name, graph=graph, twins=tuple(twins))
+
+    def _copy(self, graph: fx.Graph, node: fx.Node, level: Level, made: dict[tuple[fx.Node, Level], fx.Node]) -> fx.Node:
+        levels = dict(self._sources(node, level))
+        twin = graph.node_copy(node, lambda source: made[source, levels[source]])
+        if node in self.attentions:  # one node may be both query and key
+            query = self.attentions[node].query
+            twin.update_arg(0, made[query, self._at(query, level)])
+        if node in self.moving and node.op == "call_function":
+            twin.meta["provenance"] = Provenance(self.pass_name, f"{node.name} ({level})")
+            if level != "key":
+                annotate(twin)
+        return twin
+
+    def _levels(self) -> defaultdict[fx.Node, set[Level]]:
+        wanted: defaultdict[fx.Node, set[Level]] = defaultdict(set)
+        for node in reversed(self.body.graph.nodes):
+            if node.op == "output":
+                wanted[node] = {"query"}
+            for level in tuple(wanted[node]):
+                for source, source_level in self._sources(node, level):
+                    wanted[source].add(source_level)
+        return wanted
+
+    def _sources(self, node: fx.Node, level: Level) -> list[tuple[fx.Node, Level]]:
+        """The inputs of ``node`` with the level each is needed at; keys and values come after the query."""
+        if node in self.sums:
+            return [(source, self._at(source, "key")) for source in node.all_input_nodes]
+        if node in self.attentions:
+            attention = self.attentions[node]
+            inner = (attention.key, attention.value)
+            mask = [] if attention.mask is None else [(attention.mask, self._of_mask(attention.mask))]
+            others = [s for s in node.all_input_nodes if s not in inner and s is not attention.mask and s is not attention.query]
+            asked = [(source, self._at(source, level)) for source in (attention.query, *others)]
+            return asked + mask + [(source, self._at(source, "key")) for source in inner]
+        if level == "cross":
+            return [(source, self._of_mask(source)) for source in node.all_input_nodes]
+        return [(source, self._at(source, level)) for source in node.all_input_nodes]
+
+    def _at(self, source: fx.Node, level: Level) -> Level:
+        return level if source in self.moving else "query"  # what does not move is the same for all, and made once
+
+    def _of_mask(self, source: fx.Node) -> Level:
+        """Rows of a mask belong to queries, columns to keys."""
+        if source not in self.moving or not isinstance(source.meta.get("val"), torch.Tensor):
+            return "query"
+        rows_and_columns = [follows_tokens(self.body, size) for size in shape_of(source)[-2:]]
+        if len(rows_and_columns) == 2 and all(rows_and_columns):
+            return "cross"
+        return "key" if rows_and_columns and rows_and_columns[-1] else "query"
+
+    def _resized(self, node: fx.Node, levels: dict[int, Level]) -> Any:
+        """What a placeholder holds when its axes of queries have another length."""
+        value = node.meta["val"]
+        env = self.body.token_node.meta["val"].fake_mode.shape_env
+        new = {symbol: size_of(size) for symbol, size in self.sizes.items()}
+        hints = env.backed_var_to_val
+
+        def resized(size: Any) -> Any:
+            expression = sympy.sympify(size_of(size)).xreplace(new)
+            return symbolic(env, expression, int(expression.xreplace(hints)))
+
+        if not isinstance(value, torch.Tensor):
+            return resized(value)
+        with value.fake_mode:  # type: ignore[attr-defined]
+            return value.new_empty([resized(size) if axis in levels else size for axis, size in enumerate(value.shape)])
 
 
-def _levels(graph: fx.Graph, moving: set[fx.Node], crossing: dict[fx.Node, Attention]) -> defaultdict[fx.Node, set[Level]]:
-    wanted: defaultdict[fx.Node, set[Level]] = defaultdict(set)
-    for node in reversed(graph.nodes):
-        if node.op == "output":
-            wanted[node] = {"query"}
-        for level in wanted[node]:
-            for source, source_level in _sources(node, level, moving, crossing):
-                wanted[source].add(source_level)
-    return wanted
+def _first_mixing(body: Body) -> tuple[dict[fx.Node, Attention], set[fx.Node]]:
+    """Attentions and sums whose keys and values have not passed through another one."""
+    attentions, sums = self_attentions(body), contractions(body)
+    mixing = [attention.node for attention in attentions] + sums
+    later = set().union(*(dependents(body.graph, [node]) - {node} for node in mixing))
+    first = {a.node: a for a in attentions if a.key not in later and a.value not in later}
+    first_sums = {node for node in sums if not any(source in later for source in node.all_input_nodes)}
+    if not first and not first_sums:
+        raise RewriteError("no attention over the trunk's tokens was recognised in the block")
+    return first, first_sums
 
 
-def _sources(
-    node: fx.Node, level: Level, moving: set[fx.Node], crossing: dict[fx.Node, Attention]
-) -> list[tuple[fx.Node, Level]]:
-    """The inputs of ``node`` with the level each is needed at; keys and values come after the query."""
-    if node not in crossing:
-        return [(source, _at(source, level, moving)) for source in node.all_input_nodes]
-    attention = crossing[node]
-    inner = (attention.key, attention.value)
-    others = [attention.query, *(source for source in node.all_input_nodes if source not in inner)]
-    return [(source, _at(source, level, moving)) for source in others] + [(source, "key") for source in inner]
-
-
-def _at(source: fx.Node, level: Level, moving: set[fx.Node]) -> Level:
-    return level if source in moving else "query"  # what does not move is the same for both, and made once
-
-
-def _tokens_of_new_count(tokens: fx.Node) -> object:
-    """A fake tensor like ``tokens`` whose number of tokens is tied to nothing else."""
-    fake = tokens.meta["val"]
-    count = new_size(fake.fake_mode.shape_env, "queries", hint=max(2, fake.shape[1].node.hint // 2))
-    with fake.fake_mode:
-        return fake.new_empty((fake.shape[0], count, *fake.shape[2:]))
+def _query_sizes(body: Body) -> dict[sympy.Symbol, torch.SymInt]:
+    """A size of its own for each that follows the tokens, tied to nothing else."""
+    env = body.token_node.meta["val"].fake_mode.shape_env
+    sizes = {}
+    for symbol in sorted(body.moving, key=str):
+        dense = int(env.backed_var_to_val[symbol])
+        sizes[symbol] = new_size(env, f"{symbol}_queries", hint=max(2, math.ceil(dense / 2)))
+    return sizes

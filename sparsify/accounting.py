@@ -10,7 +10,7 @@ import torch
 
 from .density import Grid
 from .errors import PolicyError
-from .flops import block_costs, evaluate, graph_cost
+from .flops import block_cost, evaluate, graph_cost
 from .policy import Policy, Role
 from .program import Program
 from .report import BlockReport, DensityReport, Report, Skipped
@@ -27,7 +27,10 @@ class Costs:
     @classmethod
     def of(cls, program: Program) -> Costs:
         """Count a program as it is now."""
-        return cls(graph_cost(program.graph), block_costs(program))
+        others = [node for node in program.all_block_nodes if node.target not in program.paths]
+        bodies = {name: graph_cost(body.graph) for name, body in program.bodies.items()}
+        outside = graph_cost(program.graph) + sympy.Add(*(block_cost(program, node, bodies) for node in others))
+        return cls(outside, [block_cost(program, node, bodies) for node in program.block_nodes])
 
 
 def make_report(
@@ -46,8 +49,9 @@ def make_report(
         program.block_nodes, costs, dense.blocks, _actual_roles(program, policy), strict=True
     ):
         body = program.body_of(node)
+        twins = [len(body.placeholders) - len(body.twins) + i for i, t in enumerate(body.twins) if t.position == body.tokens]
         tokens = [_token_count(program, node, body.tokens, at) for at in sizes]
-        keys = [_token_count(program, node, body.tokens if body.keys is None else body.keys, at) for at in sizes]
+        keys = [_token_count(program, node, twins[0] if twins else body.tokens, at) for at in sizes]
         mean = sum(share * value for share, value in zip(shares, cost, strict=True))
         blocks.append(
             BlockReport(
@@ -92,7 +96,7 @@ def _densities(program: Program) -> list[tuple[Grid, float]]:
 def _sizes(program: Program, pooled: Grid) -> dict[sympy.Basic, int]:
     """Every size symbol's number: those of the capture, batch 1, and the sides of one pooled grid."""
     sizes = {symbol: int(size) for symbol, size in program.shape_env.backed_var_to_val.items()}
-    batch = shape_of(program.tokens_in(program.block_nodes[0]))[0]
+    batch = shape_of(program.placeholders[0])[0] if shape_of(program.placeholders[0]) else 1
     if isinstance(batch, sympy.Symbol):
         sizes[batch] = 1
     for node, side in zip(program.pooled_nodes, pooled, strict=False):
@@ -101,7 +105,7 @@ def _sizes(program: Program, pooled: Grid) -> dict[sympy.Basic, int]:
 
 
 def _token_count(program: Program, node: torch.fx.Node, position: int, sizes: dict[sympy.Basic, int]) -> int:
-    count = shape_of(node.args[position])[1]  # type: ignore[arg-type]
+    count = shape_of(node.args[position])[program.body_of(node).token_axis]  # type: ignore[arg-type]
     return count if isinstance(count, int) else evaluate(count, sizes)
 
 
@@ -121,12 +125,13 @@ def check_density(policy: Policy, grid: Grid) -> bool:
     Raises:
         PolicyError: the density does not fit the grid, or reaches the full grid at some timesteps only.
     """
-    grids = policy.density.grids(grid)
-    if set(grids) == {grid} and policy.density.keeps_everything(grid):
+    density = policy.schedule
+    grids = density.grids(grid)
+    if set(grids) == {grid} and density.keeps_everything(grid):
         return False
     if grid in grids:
         raise PolicyError(
-            f"Policy.density {policy.density} keeps all {math.prod(grid)} tokens of the {grid} grid at {grids[grid]:.0%} of the "
+            f"Policy.density {density} keeps all {math.prod(grid)} tokens of the {grid} grid at {grids[grid]:.0%} of the "
             f"timesteps and fewer at others. A module with nothing to pool is not the dense model, because its restore "
             f"layers start from the tokens before it. Use a finest end above rate 0, or the full grid at all timesteps."
         )

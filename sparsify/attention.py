@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -9,7 +10,7 @@ import torch
 from torch import fx
 
 from .program import Body
-from .shapes import Size, shape_of
+from .shapes import Size, shape_of, size_of
 
 aten = torch.ops.aten
 
@@ -33,66 +34,92 @@ class Attention:
         return cls(node, operands["query"], operands["key"], operands["value"], operands.get("attn_mask"))  # type: ignore[arg-type]
 
     @property
+    def shares_values(self) -> bool:
+        """Whether several query heads read one head of values (grouped-query attention)."""
+        query, value = shape_of(self.query), shape_of(self.value)
+        return len(query) > 2 and query[-3] != value[-3]
+
+    @property
     def is_causal(self) -> bool:
         """Whether each token may only look back; no bidirectional denoiser does."""
         return bool(self.node.kwargs.get("is_causal", False) or (len(self.node.args) > 5 and self.node.args[5]))
 
 
-def dependents(graph: fx.Graph, start: fx.Node) -> set[fx.Node]:
-    """``start`` and every node computed from it."""
-    found = {start}
+def dependents(graph: fx.Graph, starts: Iterable[fx.Node]) -> set[fx.Node]:
+    """``starts`` and every node computed from them."""
+    found = set(starts)
     for node in graph.nodes:
         if any(source in found for source in node.all_input_nodes):
             found.add(node)
     return found
 
 
-def token_count(body: Body) -> Size:
-    """The size of the token axis of a block's tokens."""
-    return shape_of(body.token_node)[1]
+def follows_tokens(body: Body, size: Size) -> bool:
+    """Whether a size depends on the number of tokens."""
+    return isinstance(size, sympy.Basic) and not body.moving.isdisjoint(size.free_symbols)
 
 
-def token_aligned_inputs(body: Body) -> list[fx.Node]:
-    """Inputs besides the tokens that have an axis of the token count: they would have to be pooled along."""
-    count = token_count(body)
-    moving = {body.tokens, body.keys}
-    return [node for index, node in enumerate(body.placeholders) if index not in moving and count in shape_of(node)]
+def moving_axes(body: Body, node: fx.Node) -> list[int]:
+    """The axes of a tensor whose size follows the tokens."""
+    return [axis for axis, size in enumerate(shape_of(node)) if follows_tokens(body, size)]
+
+
+def aligned_inputs(body: Body) -> list[int]:
+    """Positions of the inputs that go along with the tokens: the tokens, tables with a row for each, and their sizes."""
+    found = []
+    for position, node in enumerate(body.placeholders):
+        value = node.meta["val"]
+        sizes = shape_of(node) if isinstance(value, torch.Tensor) else (size_of(value),)
+        if any(follows_tokens(body, size) for size in sizes):
+            found.append(position)
+    return found
+
+
+def moving_nodes(body: Body) -> set[fx.Node]:
+    """Every node computed from inputs that go along with the tokens."""
+    placeholders = body.placeholders
+    return dependents(body.graph, (placeholders[position] for position in aligned_inputs(body)))
 
 
 def self_attentions(body: Body) -> list[Attention]:
-    """Attention whose keys come from the block's tokens, in order of execution."""
-    moving = dependents(body.graph, body.token_node)
+    """Attention whose keys hold the block's tokens, in order of execution."""
+    moving = moving_nodes(body)
     nodes = body.graph.find_nodes(op="call_function", target=SDPA)
-    return [attention for attention in map(Attention.of, nodes) if attention.key in moving]
+    found = (attention for attention in map(Attention.of, nodes) if attention.key in moving)
+    return [attention for attention in found if follows_tokens(body, shape_of(attention.key)[-2])]
+
+
+def contractions(body: Body) -> list[fx.Node]:
+    """Operators that sum over the axis of the tokens, as linear attention and statistics do, in order of execution."""
+    moving = moving_nodes(body)
+    found = []
+    for node in body.graph.nodes:
+        if node.op == "call_function" and node.target != SDPA and isinstance(node.meta.get("val"), torch.Tensor):
+            sources = [source for source in node.all_input_nodes if source in moving]
+            if any(moving_axes(body, source) for source in sources) and not moving_axes(body, node):
+                found.append(node)
+    return found
 
 
 def refusal_to_mix(body: Body) -> str | None:
-    """Why the attention of this block cannot be rewritten, or None."""
-    count = token_count(body)
-    if isinstance(count, int):
-        return f"the block is tied to {count} tokens"
-    attentions = self_attentions(body)
-    if not attentions:
-        return "no attention over the trunk's tokens was recognised in the block"
-    for attention in attentions:
-        if shape_of(attention.key)[-2] != count or shape_of(attention.query)[-2] != count:
-            return f"{attention.node.name} attends over {shape_of(attention.key)[-2]} keys, not over the {count} tokens"
-        if attention.is_causal:
-            return f"{attention.node.name} is causal"
-    return unknown_mixing(body)
+    """Why other tokens cannot be given to this block, or None."""
+    if not body.moving:
+        return f"the block is tied to {shape_of(body.token_node)[body.token_axis]} tokens"
+    causal = [attention.node.name for attention in self_attentions(body) if attention.is_causal]
+    return f"{causal[0]} is causal" if causal else None
 
 
-def unknown_mixing(body: Body) -> str | None:
-    """A node that sums over the token axis and is not a recognised attention, as a sentence, or None."""
-    count = token_count(body)
-    moving = dependents(body.graph, body.token_node)
+def mixes_tokens(body: Body) -> bool:
+    """Whether the block takes keys from tokens of the grid; in one that attends over time or text alone nothing crosses."""
+    return bool(self_attentions(body) or contractions(body))
+
+
+def unrecognised_mixing(body: Body) -> str | None:
+    """A value with a row and a column for every token that no recognised attention or mask accounts for, or None."""
+    masks = {attention.mask for attention in self_attentions(body)} - {None}
     for node in body.graph.nodes:
-        if node.op != "call_function" or node.target == SDPA or not hasattr(node.meta.get("val"), "shape"):
-            continue
-        sources = [source for source in node.all_input_nodes if source in moving and hasattr(source.meta.get("val"), "shape")]
-        contracted = [source for source in sources if _contracts(node, source, count)]
-        if contracted:
-            return f"{node.name} ({node.target}) mixes tokens in a way that is not recognised as attention"
+        if node.op == "call_function" and len(moving_axes(body, node)) > 1 and masks.isdisjoint(dependents(body.graph, [node])):
+            return f"{node.name} ({node.target}) has a row and a column per token, in a way that is not recognised as attention"
     return None
 
 
@@ -101,39 +128,29 @@ def refusal_of_positions(body: Body) -> str | None:
 
     That is a table of positions inside the block; sparse tokens would take the first rows of it, not their own.
     """
-    count = token_count(body)
-    moving = dependents(body.graph, body.token_node)
-    valued = {body.token_node}
+    valued = {node for node in body.placeholders if isinstance(node.meta["val"], torch.Tensor)}
     for node in body.graph.nodes:
         if node.op != "call_function" or isinstance(node.meta.get("val"), (int, torch.SymInt)):
             continue
         if any(source in valued for source in node.all_input_nodes):
             valued.add(node)
-        elif node in moving and node.target != aten.expand.default and _has_axis(node, count):
+        elif node.target not in _SAME_EVERYWHERE and moving_axes(body, node):
             return f"{node.name} ({node.target}) has one entry per token but depends on their number alone, as positions do"
     return None
 
 
-def refusal_of_counts(body: Body, counts: set[int]) -> str | None:
-    """A condition on the number of tokens that tracing took for granted and ``counts`` break, or None."""
-    count = token_count(body)
+def refusal_of_counts(body: Body, sizes: Mapping[sympy.Basic, int]) -> str | None:
+    """A condition on its sizes that tracing took for granted and ``sizes`` break, or None."""
     for condition in body.conditions:
-        # Of a single token tracing always assumes that it is not one; that changes strides only, never values.
-        broken = [
-            n
-            for n in sorted(counts - {1})
-            if condition.free_symbols == {count} and condition.xreplace({count: sympy.Integer(n)}) == sympy.false
-        ]
-        if broken:
-            return f"its code takes another path for {broken[0]} tokens: it was captured where {condition}"
+        # Of a size of one tracing always assumes that it is not one; that changes strides only, never values.
+        free = getattr(condition, "free_symbols", set())
+        if not free & body.moving or any(sizes.get(symbol) == 1 for symbol in free):
+            continue
+        if condition.xreplace({symbol: sympy.Integer(size) for symbol, size in sizes.items()}) == sympy.false:
+            return f"its code takes another path for {dict(sizes)}: it was captured where {condition}"
     return None
 
 
-def _has_axis(node: fx.Node, size: Size) -> bool:
-    return hasattr(node.meta.get("val"), "shape") and size in shape_of(node)
-
-
-def _contracts(node: fx.Node, source: fx.Node, count: Size) -> bool:
-    """Whether ``node`` sums ``source`` over an axis of the token count, or moves tokens across each other."""
-    before, after = shape_of(source), shape_of(node)
-    return before.count(count) > after.count(count) or (after.count(count) > 1 and before.count(count) == 1)
+_SAME_EVERYWHERE = {
+    aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format, aten.expand.default,
+}  # fmt: skip

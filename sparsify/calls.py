@@ -1,4 +1,4 @@
-"""The calling convention of a captured module: any nesting of arguments on one side, flat tensors on the other."""
+"""The calling convention of a captured module: any nesting of arguments on one side, flat inputs on the other."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils import _pytree as pytree
 
-from .errors import InputError
+from .errors import ConstantError, InputError
 
 
 class _TENSOR:
     """Stands for "a tensor goes here" among the constants; a class, because deep copies keep its identity."""
 
 
+class _SIZE:
+    """Stands for "an integer goes here that may be a size", such as the height of the latent."""
+
+
+Leaf: TypeAlias = torch.Tensor | int  # what a call gives a graph: tensors, and sizes as (symbolic) integers
+
+
 @dataclass(frozen=True)
 class CallSpec:
-    """How one call maps to flat tensors: the tensors vary from call to call, everything else is part of the graph."""
+    """How one call maps to flat inputs: tensors and sizes vary from call to call, everything else is part of the graph."""
 
     signature: inspect.Signature
     spec: pytree.TreeSpec
@@ -29,45 +36,58 @@ class CallSpec:
 
     @classmethod
     def of(
-        cls, forward: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> tuple[CallSpec, list[torch.Tensor]]:
-        """The convention of ``forward(*args, **kwargs)``, and the tensors of this call."""
+        cls, forward: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], sizes: bool = False
+    ) -> tuple[CallSpec, list[Leaf]]:
+        """The convention of ``forward(*args, **kwargs)``, and the flat inputs of this call.
+
+        With ``sizes``, integers above 1 count as sizes, not as constants: tracing cannot leave 0 and 1 open.
+        """
         signature = inspect.signature(forward)
         pairs, spec = pytree.tree_flatten_with_path(_bind(signature, args, kwargs))
-        constants = tuple(_TENSOR if isinstance(leaf, torch.Tensor) else leaf for _, leaf in pairs)
+        constants = tuple(_kind(leaf, sizes) for _, leaf in pairs)
         names = tuple(pytree.keystr(path) for path, _ in pairs)
-        return cls(signature, spec, constants, names), [leaf for _, leaf in pairs if isinstance(leaf, torch.Tensor)]
+        inputs = [leaf for (_, leaf), kind in zip(pairs, constants, strict=True) if _is_open(kind)]
+        return cls(signature, spec, constants, names), inputs
 
     @property
-    def tensor_names(self) -> list[str]:
-        """Identifiers for the flat tensors, made from the paths of the arguments they sit in."""
-        paths = [name for name, constant in zip(self.names, self.constants, strict=True) if constant is _TENSOR]
+    def input_names(self) -> list[str]:
+        """Identifiers for the flat inputs, made from the paths of the arguments they sit in."""
+        paths = [name for name, constant in zip(self.names, self.constants, strict=True) if _is_open(constant)]
         return [re.sub(r"\W+", "_", path.replace("'", "")).strip("_") or "input" for path in paths]
 
-    def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-        """The tensors of another call.
+    @property
+    def has_sizes(self) -> bool:
+        """Whether any integer is left open."""
+        return any(constant is _SIZE for constant in self.constants)
+
+    def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Leaf]:
+        """The flat inputs of another call.
 
         Raises:
-            InputError: the call has other arguments, another nesting, or another constant than the captured one.
+            ConstantError: an argument that is part of the graph has another value.
+            InputError: the call has other arguments, or another nesting of them, than the captured one.
         """
         leaves, spec = pytree.tree_flatten(_bind(self.signature, args, kwargs))
         if spec != self.spec:
             raise InputError(self._structure_message(args, kwargs))
-        tensors = []
+        inputs: list[Leaf] = []
         for leaf, constant, name in zip(leaves, self.constants, self.names, strict=True):
-            if constant is _TENSOR and isinstance(leaf, torch.Tensor):
-                tensors.append(leaf)
-            elif constant is _TENSOR or isinstance(leaf, torch.Tensor) or not _same(leaf, constant):
+            is_tensor = isinstance(leaf, torch.Tensor)
+            if is_tensor != (constant is _TENSOR):
                 raise InputError(
-                    f"input {name} is {_describe(leaf)} but was {_describe(constant)} when the model was captured, and "
-                    f"only tensors may vary between calls. Call sparsify again with example_inputs of this form."
+                    f"input {name} is {_describe(leaf)} but was {_describe(constant)} when the model was captured. "
+                    f"Call sparsify again with example_inputs of this form."
                 )
-        return tensors
+            if is_tensor or (constant is _SIZE and _is_size(leaf)):
+                inputs.append(leaf)
+            elif constant is _SIZE or not _same(leaf, constant):
+                raise ConstantError(f"input {name} is {_describe(leaf)} but was {_describe(constant)} at capture.")
+        return inputs
 
-    def unflatten(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments that carry ``tensors``."""
-        rest = iter(tensors)
-        leaves = [next(rest) if constant is _TENSOR else constant for constant in self.constants]
+    def unflatten(self, inputs: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments that carry ``inputs``."""
+        rest = iter(inputs)
+        leaves = [next(rest) if _is_open(constant) else constant for constant in self.constants]
         bound = self.signature.bind_partial()
         bound.arguments.update(pytree.tree_unflatten(leaves, self.spec))
         return bound.args, bound.kwargs
@@ -110,6 +130,21 @@ def _bind(signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, A
     return dict(bound.arguments)
 
 
+def _is_open(constant: Any) -> bool:
+    return constant is _TENSOR or constant is _SIZE
+
+
+def _is_size(leaf: Any) -> bool:
+    return isinstance(leaf, torch.SymInt) or (isinstance(leaf, int) and not isinstance(leaf, bool) and leaf > 1)
+
+
+def _kind(leaf: Any, sizes: bool) -> Any:
+    """The leaf itself where it is a constant."""
+    if isinstance(leaf, torch.Tensor):
+        return _TENSOR
+    return _SIZE if sizes and _is_size(leaf) else leaf
+
+
 def _same(leaf: Any, constant: Any) -> bool:
     return type(leaf) is type(constant) and bool(leaf == constant)
 
@@ -117,4 +152,6 @@ def _same(leaf: Any, constant: Any) -> bool:
 def _describe(leaf: Any) -> str:
     if leaf is _TENSOR or isinstance(leaf, torch.Tensor):
         return "a tensor"
+    if leaf is _SIZE:
+        return "an integer above 1"
     return f"{leaf!r} ({type(leaf).__name__})"

@@ -30,12 +30,15 @@ class Density:
         finest: the end with the most tokens, a pruning rate in [0, 1) or a pooled grid.
         coarsest: the end with the fewest tokens; equal to ``finest`` for a constant density.
         timesteps: T, the timestep of pure noise; timesteps lie in [0, T].
+        pools_time: whether rates and grids of a video's (time, height, width) tokens pool its time axis too; if not, every
+            frame is pooled and all frames are kept.
     """
 
     schedule: Literal["paper", "constant"]
     finest: End
     coarsest: End
     timesteps: int = 1000
+    pools_time: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in ("paper", "constant"):
@@ -52,6 +55,8 @@ class Density:
                 raise PolicyError(f"Density.coarsest {coarse} must not be larger than Density.finest {fine}; swap them.")
         elif not isinstance(fine, tuple) and not isinstance(coarse, tuple) and coarse < fine:
             raise PolicyError(f"Density: r_max {coarse} is below r_min {fine}; the pruning rate rises with the noise.")
+        if not isinstance(self.pools_time, bool):
+            raise PolicyError(f"Density.pools_time is {self.pools_time!r}; it must be True or False.")
         if self.schedule == "constant" and fine != coarse:
             raise PolicyError(f"Density: a constant density has one grid, not {fine} and {coarse}.")
 
@@ -92,6 +97,8 @@ class Density:
                 f"timestep {t} is outside [0, {self.timesteps}], the range of this policy's density; "
                 f"pass the timestep in that range or set Density(timesteps=...)."
             )
+        if self.keeps_time(dense):
+            return dense[0], *self.grid_at(t, dense[1:])
         fine, coarse = self.side_areas(dense)
         weight = self._noise_weight(t)
         return tuple(
@@ -107,6 +114,11 @@ class Density:
     def keeps_everything(self, dense: Grid) -> bool:
         """Whether the pooled grid is the dense grid at every timestep, so that nothing is ever pooled."""
         return self.grid_at(self.timesteps, dense) == dense
+
+    def keeps_time(self, dense: Grid) -> bool:
+        """Whether of a (time, height, width) grid only the frames are pooled, each by itself."""
+        names_time = any(isinstance(end, tuple) and len(end) == 3 for end in (self.finest, self.coarsest))
+        return len(dense) == 3 and not self.pools_time and not names_time
 
     def side_areas(self, dense: Grid) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Per axis, the squared share of the side that is kept at the finest and at the coarsest end.
@@ -125,7 +137,8 @@ class Density:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         ends = {k: list(v) if isinstance(v, tuple) else v for k, v in (("finest", self.finest), ("coarsest", self.coarsest))}
-        return {"schedule": self.schedule, **ends, "timesteps": self.timesteps}
+        time = {"pools_time": True} if self.pools_time else {}
+        return {"schedule": self.schedule, **ends, "timesteps": self.timesteps, **time}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Density:
@@ -133,8 +146,8 @@ class Density:
         if not isinstance(data, Mapping):
             raise PolicyError(f"density is {data!r}; it must be an object with schedule, finest, coarsest, timesteps.")
         known = {"schedule", "finest", "coarsest", "timesteps"}
-        if unknown := set(data) - known:
-            raise PolicyError(f"density has unknown field(s) {sorted(map(str, unknown))}; allowed: {sorted(known)}.")
+        if unknown := set(data) - known - {"pools_time"}:
+            raise PolicyError(f"density has unknown field(s) {sorted(map(str, unknown))}; allowed: {sorted(known)}, pools_time.")
         if missing := known - set(data):
             raise PolicyError(f"density lacks the field(s) {sorted(missing)}.")
         return cls(**data)
@@ -143,17 +156,17 @@ class Density:
         """A word that :meth:`parse` reads back: ``paper(10x10..6x6)``, ``constant(0.75)``, ``paper(0.9..0.96/500)``."""
         ends = [self.finest] if self.schedule == "constant" else [self.finest, self.coarsest]
         suffix = "" if self.timesteps == 1000 else f"/{self.timesteps}"
-        return f"{self.schedule}({'..'.join(map(_end_text, ends))}{suffix})"
+        return f"{self.schedule}({'..'.join(map(_end_text, ends))}{suffix}){'+time' if self.pools_time else ''}"
 
     @classmethod
     def parse(cls, text: str) -> Density:
         """The inverse of ``str(density)``."""
-        match = re.fullmatch(r"(paper|constant)\(([^/]+?)(?:\.\.([^/]+?))?(?:/(\d+))?\)", text)
+        match = re.fullmatch(r"(paper|constant)\(([^/]+?)(?:\.\.([^/]+?))?(?:/(\d+))?\)(\+time)?", text)
         if match is None:
             raise PolicyError(f"density {text!r} is not like paper(0.61..0.86), paper(10x10..6x6) or constant(8x8).")
-        schedule, finest, coarsest, timesteps = match.groups()
+        schedule, finest, coarsest, timesteps, time = match.groups()
         ends = _parse_end(finest), _parse_end(coarsest or finest)
-        return cls(schedule, *ends, int(timesteps or 1000))  # type: ignore[arg-type]
+        return cls(schedule, *ends, int(timesteps or 1000), bool(time))  # type: ignore[arg-type]
 
 
 def _one_of(rate_name: str, rate: float | None, grid_name: str, grid: Grid | None) -> End:

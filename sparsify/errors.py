@@ -35,6 +35,10 @@ class InputError(SparsifyError, ValueError):
     """The inputs of a call do not fit what was captured, or are out of range."""
 
 
+class ConstantError(InputError):
+    """A call gives another value for an argument that is part of the captured graph; it needs a capture of its own."""
+
+
 class NotCapturedError(SparsifyError, RuntimeError):
     """Something was asked of a sparse model whose capture is still waiting for inputs."""
 

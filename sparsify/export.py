@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from .calls import CallSpec, OutputSpec
+from .calls import CallSpec, Leaf, OutputSpec
 from .errors import CaptureError
 
 aten = torch.ops.aten
@@ -27,7 +27,7 @@ class Captured:
     """One exported module.
 
     Attributes:
-        graph: placeholders are the flat tensor inputs, ``get_attr`` nodes carry the module's own parameter names.
+        graph: placeholders are the flat inputs, ``get_attr`` nodes carry the module's own parameter names.
         constants: tensors and sub-graphs that the trace found besides parameters and buffers, by ``get_attr`` name.
         output_spec: how the flat outputs become what the module returns.
         shape_env: the symbols of the shapes in ``node.meta["val"]``, with the guards met while tracing.
@@ -40,37 +40,45 @@ class Captured:
 
     @property
     def placeholders(self) -> list[fx.Node]:
-        """The input nodes, one per flat tensor."""
+        """The input nodes, one per flat input."""
         return self.graph.find_nodes(op="placeholder")
 
 
 class _FlatCall(nn.Module):
     """The module behind a flat signature. It holds the module as a child, so names only gain the prefix ``inner.``"""
 
-    def __init__(self, inner: nn.Module, call: CallSpec, on_return: Callable[[OutputSpec], None]) -> None:
+    def __init__(
+        self, inner: nn.Module, call: CallSpec, sizes: list[bool], on_return: Callable[[OutputSpec], None]
+    ) -> None:
         super().__init__()
         self.inner = inner
         self._call = call
+        self._sizes = sizes
         self._on_return = on_return  # torch.export undoes changes of attributes, so the spec leaves by this way
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        args, kwargs = self._call.unflatten(tensors)
+        inputs = [x.shape[0] if is_size else x for x, is_size in zip(tensors, self._sizes, strict=True)]
+        args, kwargs = self._call.unflatten(inputs)
         spec, outputs = OutputSpec.of(self.inner.forward(*args, **kwargs))  # hooks of a block are in the outer graph
         self._on_return(spec)
         return tuple(outputs)
 
 
-def capture_module(module: nn.Module, call: CallSpec, tensors: Sequence[torch.Tensor]) -> Captured:
-    """Export ``module`` as called by ``call`` with ``tensors``, with every dimension of every tensor symbolic.
+def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf]) -> Captured:
+    """Export ``module`` as called by ``call`` with ``inputs``, with every dimension and every size symbolic.
 
     Raises:
         CaptureError: torch.export could not trace it; the cause is attached.
     """
     returned: list[OutputSpec] = []
-    flat = _FlatCall(module, call, returned.append)
+    sizes = [not isinstance(x, torch.Tensor) for x in inputs]
+    # A size travels as the length of an empty tensor, the one form in which every release of torch can leave it open.
+    tensors = [x if isinstance(x, torch.Tensor) else torch.empty(x, 0) for x in inputs]
+    flat = _FlatCall(module, call, sizes, returned.append)
     flat.training = module.training
     # Tracing takes a size of one for a constant whatever it is told; the guards see to it that it is one at the call.
-    dynamic = (tuple({axis: Dim.AUTO for axis, size in enumerate(tensor.shape) if size > 1} for tensor in tensors),)
+    axes = [[0] if is_size else range(x.ndim) for x, is_size in zip(tensors, sizes, strict=True)]
+    dynamic = (tuple({axis: Dim.AUTO for axis in a if x.shape[axis] > 1} for x, a in zip(tensors, axes, strict=True)),)
     try:
         program = torch.export.export(flat, tuple(tensors), dynamic_shapes=dynamic, strict=False)
         if any(_mutates(node) for node in program.graph.nodes):
@@ -79,9 +87,24 @@ def capture_module(module: nn.Module, call: CallSpec, tensors: Sequence[torch.Te
         summary = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"torch.export cannot trace {type(module).__name__}: {summary[0]}") from error
     constants: dict[str, Any] = {}
-    graph = _unlift(program, call.tensor_names, constants)
+    graph = _unlift(program, call.input_names, constants)
     shape_env = next(env for node in graph.nodes if (env := _shape_env(node)) is not None)
+    for node, is_size in zip(graph.find_nodes(op="placeholder"), sizes, strict=True):
+        if is_size:
+            _unwrap_size(node)
     return Captured(graph, constants, returned[-1], shape_env)
+
+
+def _unwrap_size(placeholder: fx.Node) -> None:
+    """Let the size come as an integer, not as the length of an empty tensor."""
+    graph, fake = placeholder.graph, placeholder.meta["val"]
+    for user in list(placeholder.users):
+        if user.target == aten.sym_size.int:
+            user.replace_all_uses_with(placeholder)
+            graph.erase_node(user)
+    if placeholder.users:
+        raise CaptureError(f"the size {placeholder.name} is used as a tensor.")
+    placeholder.meta["val"] = fake.shape[0]
 
 
 def _mutates(node: fx.Node) -> bool:

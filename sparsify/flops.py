@@ -16,6 +16,7 @@ from torch import fx
 
 from .program import Program
 from .shapes import Size, shape_of
+from .sizes import binding
 
 aten = torch.ops.aten
 
@@ -26,20 +27,9 @@ def graph_cost(graph: fx.Graph) -> sympy.Expr:
     return sympy.Add(*counted)
 
 
-def block_costs(program: Program) -> list[sympy.Expr]:
-    """Multiply-adds of every block of the trunk, in the symbols of the outer graph."""
-    bodies = {name: graph_cost(body.graph) for name, body in program.bodies.items()}
-    return [bodies[node.meta["body"]].xreplace(_binding(program, node)) for node in program.block_nodes]
-
-
-def _binding(program: Program, node: fx.Node) -> dict[sympy.Basic, sympy.Basic]:
-    """What each size symbol of a body is at one call of it."""
-    binding: dict[sympy.Basic, sympy.Basic] = {}
-    for argument, placeholder in zip(node.args, program.body_of(node).placeholders, strict=True):
-        for outer, inner in zip(shape_of(argument), shape_of(placeholder), strict=True):  # type: ignore[arg-type]
-            if isinstance(inner, sympy.Symbol):
-                binding[inner] = sympy.sympify(outer)
-    return binding
+def block_cost(program: Program, node: fx.Node, bodies: Mapping[str, sympy.Expr]) -> sympy.Expr:
+    """Multiply-adds of one block, from those of the bodies."""
+    return bodies[node.meta["body"]].xreplace(binding(program.body_of(node), node))
 
 
 def evaluate(cost: sympy.Expr, sizes: Mapping[sympy.Basic, int]) -> int:

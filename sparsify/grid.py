@@ -1,49 +1,82 @@
-"""Read the token grid off the graph: it is where the axes of the latent are merged into one axis of tokens."""
+"""Find the token grid: where axes of the latent become tokens, or what the inputs say of it."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import operator
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import sympy
 import torch
 from torch import fx
 
 from .errors import GridError
-from .program import Program
-from .shapes import Size, shape_of
+from .grid_readers import FixedGrid, GridOfPositions, sides_of_positions
+from .program import GRID, Program
+from .shapes import Size, emit_size, new_size, shape_of, size_of
 
 aten = torch.ops.aten
 
 _VIEWS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten._unsafe_view.default, aten.unflatten.int)
 
 
-def find_grid(program: Program, given: Sequence[int] | None = None) -> tuple[tuple[Size, ...], str]:
-    """The dense token grid in row-major order, (h, w), (t, h, w) or (n,), and where it was found.
+def find_grid(program: Program, given: Sequence[int] | None = None) -> None:
+    """Set the dense token grid in row-major order, (h, w), (t, h, w) or (n,), and where it was found.
 
-    A view that merges axes is row-major by definition, so its input's axes are the grid in the right order.
+    In this order: what the caller gives; a view that merges axes of the latent, which is row-major by definition; a size
+    that is a product of them; integers among the inputs, and then tables of positions, that multiply to the number of
+    tokens; the length of a latent of (batch, channels, length).
 
     Raises:
-        GridError: no merge was found, or the ``given`` grid does not have as many tokens as the trunk.
+        GridError: none of these is there, or the ``given`` grid does not have as many tokens as the trunk.
     """
-    tokens = program.tokens_in(program.block_nodes[0])
-    count = shape_of(tokens)[1]
+    streams = _streams(program)
     if given is not None:
-        return _checked(given, tokens, count), "given by the caller"
+        _give_grid(program, streams, _checked(given))
+        return
+    for find in (_merged_axes, _factors, _from_integers, _from_positions, _from_length):
+        for tokens in streams:
+            if found := find(program, tokens):
+                program.grid, program.grid_source = found
+                program.sequence = shape_of(tokens)[1]
+                return
+    tokens = streams[0]
+    raise GridError(
+        f"the token grid cannot be read off the graph: the {_sizes_text(tokens)} tokens of {tokens.name} are not made by merging "
+        f"axes of an input. Pass grid=(height, width), or (time, height, width), or (-1,) for a sequence such as audio."
+    )
+
+
+def _streams(program: Program) -> list[fx.Node]:
+    """What blocks update, the streams of the biggest chain first, the longest of each first."""
+    chains = sorted(program.chains.values(), key=len, reverse=True)
+    by_path = {node.target: node for node in program.all_block_nodes}
+    found: list[fx.Node] = []
+    for chain in chains:
+        block = by_path[chain[0]]
+        streams = [block.args[position] for position in dict.fromkeys(program.body_of(block).updates)]
+        found += sorted(streams, key=lambda node: -program.hint(shape_of(node)[1]))  # type: ignore[arg-type,call-overload,misc]
+    return found
+
+
+def _merged_axes(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
+    """The axes that a view merges into the axis of the tokens."""
+    unclear = None
     for node, axis in _ancestors_along(tokens, 1):
         for source in node.all_input_nodes if node.target in _VIEWS else ():
             if _has_shape(source) and len(sides := _sources_of_axis(shape_of(source), shape_of(node), axis)) >= 2:
-                if not _are_axes_of_the_latent(sides):
-                    raise GridError(
-                        f"the token grid is not clear: {node.name} merges axes of sizes {sides}, which are not the axes of an "
-                        f"input, as with tokens in windows. Pass grid=(height, width) if the tokens are in row-major order."
-                    )
-                return sides, f"axes merged by {node.name}"
-    raise GridError(
-        f"the token grid cannot be read off the graph: no view merges axes into the {count} tokens of {tokens.name}. "
-        f"Pass grid=(height, width), or (time, height, width)."
-    )
+                if _are_axes_of_the_latent(sides):
+                    return sides, f"axes merged by {node.name}"
+                unclear = unclear or GridError(
+                    f"the token grid is not clear: {node.name} merges axes of sizes {sides}, which are not the axes of an "
+                    f"input, as with tokens in windows. Pass grid=(height, width) if the tokens are in row-major order."
+                )
+    if unclear is not None:
+        raise unclear
+    return None
 
 
 def _are_axes_of_the_latent(sides: Sequence[Size]) -> bool:
@@ -53,15 +86,133 @@ def _are_axes_of_the_latent(sides: Sequence[Size]) -> bool:
     return len(sides) <= 3 and (fixed or (all(len(s) == 1 for s in symbols) and len(set().union(*symbols)) == len(sides)))
 
 
-def _checked(given: Sequence[int], tokens: fx.Node, count: Size) -> tuple[int, ...]:
+def _factors(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
+    """The factors of a term of the number of tokens that each go with an axis of one input, in the order of these axes."""
+    for term in sympy.Add.make_args(sympy.expand(sympy.sympify(shape_of(tokens)[1]))):
+        factors = [factor for factor in sympy.Mul.make_args(term) if factor != 1]
+        for latent in program.placeholders:
+            order = [size.free_symbols for size in map(sympy.sympify, shape_of(latent))]
+            axes = [next((i for i, symbols in enumerate(order) if symbols and f.free_symbols <= symbols), None) for f in factors]
+            if 2 <= len(factors) <= 3 and None not in axes and len(set(axes)) == len(axes):
+                sides = tuple(factor for _, factor in sorted(zip(axes, factors, strict=True), key=lambda pair: pair[0]))  # type: ignore[arg-type,return-value]
+                return sides, f"axes of {latent.name}"
+    return None
+
+
+def _from_integers(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
+    """Neighbouring integers among the inputs whose product is the number of tokens."""
+    values = [node.meta.get("val") for node in program.placeholders]
+    open_sizes = [(node.name, size_of(v)) for node, v in zip(program.placeholders, values, strict=True) if isinstance(v, torch.SymInt)]
+    fixed = [(name, c) for name, c in zip(program.call.names, program.call.constants, strict=True) if type(c) is int]
+    for symbol in _lone_symbols(program, tokens):
+        for integers in (open_sizes, fixed):
+            for count in (3, 2):
+                for start in range(len(integers) - count + 1):
+                    names, sides = zip(*integers[start : start + count], strict=True)
+                    numbers = tuple(map(program.hint, sides))
+                    if math.prod(numbers) == program.hint(symbol) and min(numbers) > 0:
+                        grid = sides if integers is open_sizes else read_grid(program, symbol, FixedGrid(numbers))
+                        _set_equal(program, symbol, math.prod(grid))
+                        return grid, f"the inputs {', '.join(names)}"
+    return None
+
+
+def _from_positions(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
+    """A table of positions among the inputs, with a row per token and a column per axis."""
+    for symbol in _lone_symbols(program, tokens):
+        for node in program.placeholders:
+            shape = shape_of(node)
+            if len(shape) < 2 or shape[-1] not in (2, 3, 4) or program.hint(shape[-2]) != program.hint(symbol):
+                continue
+            value = None if program.values is None else program.values.of(node)
+            sides = None if value is None else sides_of_positions(value)
+            if sides is not None and math.prod(sides) == program.hint(symbol):
+                if isinstance(shape[-2], sympy.Symbol) and shape[-2] != symbol:
+                    _set_equal(program, shape[-2], symbol)
+                grid = read_grid(program, symbol, GridOfPositions(len(sides)), node)
+                _set_equal(program, symbol, math.prod(grid))
+                return grid, f"the positions in {node.name}"
+    return None
+
+
+def _from_length(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
+    """The last axis of a latent of (batch, channels, length)."""
+    for term in sympy.Add.make_args(sympy.expand(sympy.sympify(shape_of(tokens)[1]))):
+        for latent in program.placeholders:
+            shape = shape_of(latent)
+            last = getattr(shape[-1], "free_symbols", set()) if len(shape) == 3 else set()
+            if last and term.free_symbols == last and latent.meta["val"].is_floating_point():
+                return (term,), f"the length of {latent.name}"
+    return None
+
+
+def _give_grid(program: Program, streams: Sequence[fx.Node], given: tuple[int, ...]) -> None:
+    """The grid that the caller gives, put in the place of the number of tokens."""
+    program.grid_source = "given by the caller"
+    for tokens in streams:
+        count = shape_of(tokens)[1]
+        if isinstance(count, int):
+            if count == math.prod(sides := FixedGrid(given).sides(count)):
+                program.grid = sides
+                return
+            continue
+        for find in (_merged_axes, _factors):
+            with contextlib.suppress(GridError):
+                found = find(program, tokens)
+                if found is not None and FixedGrid(given).sides(math.prod(map(program.hint, found[0]))) == tuple(map(program.hint, found[0])):
+                    program.grid = found[0]
+                    return
+        for symbol in _lone_symbols(program, tokens):
+            if math.prod(FixedGrid(given).sides(program.hint(symbol))) == program.hint(symbol):
+                program.grid = read_grid(program, symbol, FixedGrid(given))
+                _set_equal(program, symbol, math.prod(program.grid))
+                return
+    counts = [f"{program.hint(shape_of(tokens)[1])} ({_sizes_text(tokens)})" for tokens in streams[:2]]
+    raise GridError(f"grid {given} has {math.prod(given)} tokens but the trunk has {' or '.join(counts)}.")
+
+
+def _lone_symbols(program: Program, tokens: fx.Node) -> list[sympy.Symbol]:
+    """Symbols that may stand for the number of tokens of the grid: terms of the length of the sequence."""
+    terms = sympy.Add.make_args(sympy.sympify(shape_of(tokens)[1]))
+    return [term for term in terms if isinstance(term, sympy.Symbol)]
+
+
+def _set_equal(program: Program, symbol: sympy.Symbol, size: Size) -> None:
+    """Write ``size`` wherever the graph's sizes have ``symbol``; it is the reader of the grid that checks it at a call."""
+    env = program.shape_env
+    env.replacements[symbol] = sympy.sympify(size)
+    env._update_version_counter()
+
+
+def read_grid(program: Program, count: sympy.Symbol, reader: Any, *inputs: fx.Node) -> tuple[sympy.Symbol, ...]:
+    """Put a node at the entry that reads the grid at every call; its sides as symbols."""
+    graph, numbers = program.graph, program.hint(count)
+    values = [None if program.values is None else program.values.of(node) for node in inputs]
+    sides = reader.sides(numbers, *values)
+    with graph.inserting_after(program.placeholders[-1]):
+        end_of_inputs = graph.call_function(operator.pos, (0,))  # holds the place, so that nodes keep their order
+    with graph.inserting_before(end_of_inputs):
+        tokens = emit_size(graph, count)
+        node = graph.create_node("call_module", GRID, (tokens, *inputs), name="grid")
+        node.meta["val"] = tuple(new_size(program.shape_env, f"grid{i}", max(2, side)) for i, side in enumerate(sides))
+        for axis in range(len(sides)):
+            side = graph.call_function(operator.getitem, (node, axis))
+            side.meta["val"] = node.meta["val"][axis]
+    graph.erase_node(end_of_inputs)
+    program.grid_reader = reader
+    return tuple(size_of(side) for side in node.meta["val"])
+
+
+def _checked(given: Sequence[int]) -> tuple[int, ...]:
     sides = tuple(given)
-    if not 1 <= len(sides) <= 3 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sides):
-        raise GridError(f"grid is {given!r}; it must be one to three integers of at least 1, such as (32, 32).")
-    hint = tokens.meta["val"].shape[1]
-    actual = hint if isinstance(hint, int) else hint.node.hint
-    if math.prod(sides) != actual:
-        raise GridError(f"grid {sides} has {math.prod(sides)} tokens but the trunk has {actual} ({count}).")
+    whole = all(not isinstance(side, bool) and isinstance(side, int) and (side >= 1 or side == -1) for side in sides)
+    if not 1 <= len(sides) <= 3 or not whole or sides.count(-1) > 1:
+        raise GridError(f"grid is {given!r}; it must be one to three integers of at least 1, such as (32, 32); one may be -1.")
     return sides
+
+
+def _sizes_text(tokens: fx.Node) -> str:
+    return str(shape_of(tokens)[1])
 
 
 def _ancestors_along(start: fx.Node, axis: int) -> Iterator[tuple[fx.Node, int]]:
@@ -72,6 +223,10 @@ def _ancestors_along(start: fx.Node, axis: int) -> Iterator[tuple[fx.Node, int]]
         yield node, axis
         for source in node.all_input_nodes:
             if source in seen or not _has_shape(source):
+                continue
+            if node.target == aten.cat.default and axis == _cat_axis(node):  # text or registers beside the tokens
+                seen.add(source)
+                queue.append((source, axis))
                 continue
             came_from = _axis_in(source, node, axis)
             if came_from is not None and _equal(shape_of(source)[came_from], shape_of(node)[axis]):
@@ -93,6 +248,10 @@ def _axis_in(source: fx.Node, node: fx.Node, axis: int) -> int | None:
         return before.index(sides[0]) if len(sides) == 1 else None
     from_the_end = axis - len(shape_of(node)) + rank  # elementwise operators line up their last axes
     return from_the_end if from_the_end >= 0 else None
+
+
+def _cat_axis(node: fx.Node) -> int:
+    return int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0  # type: ignore[call-overload]
 
 
 def _has_shape(node: fx.Node) -> bool:

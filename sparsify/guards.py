@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import sympy
 import torch
 
+from .calls import Leaf
 from .program import Program
-from .shapes import shape_of
+from .sizes import dimensions
 
 
 class Guards:
@@ -16,8 +18,8 @@ class Guards:
 
     def __init__(self, program: Program) -> None:
         self._names = [node.name for node in program.placeholders]
-        self._shapes = [shape_of(node) for node in program.placeholders]
-        self._kinds = [(node.meta["val"].dtype, node.meta["val"].device.type) for node in program.placeholders]
+        self._shapes = [dimensions(node.meta["val"]) for node in program.placeholders]
+        self._kinds = [_kind(node.meta["val"]) for node in program.placeholders]
         env = program.shape_env
         symbols = {
             symbol for shape in self._shapes for size in shape if isinstance(size, sympy.Expr) for symbol in size.free_symbols
@@ -30,22 +32,23 @@ class Guards:
         ]
         self._checked: dict[tuple[object, ...], str | None] = {}
 
-    def violation(self, tensors: Sequence[torch.Tensor]) -> str | None:
+    def violation(self, inputs: Sequence[Leaf]) -> str | None:
         """What is different about these inputs, or None if the graph is valid for them."""
-        key = tuple((tensor.shape, tensor.dtype, tensor.device.type) for tensor in tensors)
+        key = tuple((x.shape, x.dtype, x.device.type) if isinstance(x, torch.Tensor) else x for x in inputs)
         if key not in self._checked:
-            self._checked[key] = self._check(tensors)
+            self._checked[key] = self._check(inputs)
         return self._checked[key]
 
-    def _check(self, tensors: Sequence[torch.Tensor]) -> str | None:
+    def _check(self, inputs: Sequence[Leaf]) -> str | None:
         sizes: dict[sympy.Basic, sympy.Basic] = {}
         expressions: list[tuple[str, sympy.Basic, int]] = []
-        for name, shape, kind, tensor in zip(self._names, self._shapes, self._kinds, tensors, strict=True):
-            if (tensor.dtype, tensor.device.type) != kind:
-                return f"{name} is {tensor.dtype} on {tensor.device.type}, captured as {kind[0]} on {kind[1]}"
-            if tensor.ndim != len(shape):
-                return f"{name} has {tensor.ndim} dimensions, captured with {len(shape)}"
-            for axis, (size, actual) in enumerate(zip(shape, tensor.shape, strict=True)):
+        for name, shape, kind, given in zip(self._names, self._shapes, self._kinds, inputs, strict=True):
+            if _kind(given) != kind:
+                return f"{name} is {_kind(given)}, captured as {kind}"
+            actual_shape = dimensions(given)
+            if len(actual_shape) != len(shape):
+                return f"{name} has {len(actual_shape)} dimensions, captured with {len(shape)}"
+            for axis, (size, actual) in enumerate(zip(shape, actual_shape, strict=True)):
                 if isinstance(size, sympy.Symbol):
                     if actual < self._least.get(size, 0):  # tracing takes sizes of 0 and 1 for special
                         return f"{name} has size {actual} on axis {axis}, captured for {self._least[size]} and more"
@@ -57,3 +60,7 @@ class Guards:
             if (expected := expression.xreplace(sizes)) != actual:
                 return f"{where} has size {actual}, captured with {expected}"
         return next((f"{c} does not hold" for c in self._conditions if c.xreplace(sizes) == sympy.false), None)
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} on {value.device.type}" if isinstance(value, torch.Tensor) else "an integer"

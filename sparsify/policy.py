@@ -31,15 +31,19 @@ class SDTM:
 
     ``generate`` blocks attend from sparse queries to the dense tokens kept from before the pooling, ``sparse`` blocks
     see sparse tokens alone, ``recover`` blocks attend from dense queries to sparse keys, ``dense`` blocks are ordinary.
-    ``SDTM(1, 3, 1, 1) * 4`` is a tuple of four modules.
+    ``SDTM(1, 3, 1, 1) * 4`` is a tuple of four modules. Of a video's tokens space alone is pooled, frame by frame, unless
+    ``time`` is set.
     """
 
     generate: int = 1
     sparse: int = 3
     recover: int = 1
     dense: int = 1
+    time: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.time, bool):
+            raise PolicyError(f"SDTM.time is {self.time!r}; it must be True (pool the frames of a video too) or False.")
         for name, least in (("generate", 1), ("sparse", 0), ("recover", 1), ("dense", 0)):
             _check_count(f"SDTM.{name}", getattr(self, name), least)
 
@@ -108,6 +112,8 @@ class Policy:
         object.__setattr__(self, "sdtm", tuple(modules))
         if not isinstance(self.density, Density):
             raise PolicyError(f"Policy.density is {self.density!r}; use Density.paper(...) or Density.constant(...).")
+        if len({module.time for module in modules}) > 1:
+            raise PolicyError("Policy.sdtm: all modules share one pooled grid, so SDTM.time must be the same in all of them.")
         if self.kind != "explicit" and self.depth:
             raise PolicyError(f"Policy(kind={self.kind!r}) takes no segments; it is made for any depth.")
         if self.kind == "explicit" and not (self.poolingformer or self.sdtm):
@@ -181,6 +187,11 @@ class Policy:
             roles += [Role("dense", index, "ordinary block on the restored tokens")] * module.dense
         return roles + [Role("dense", None, "dense top")] * policy.dense
 
+    @property
+    def schedule(self) -> Density:
+        """The density, with what the modules say of the time axis."""
+        return replace(self.density, pools_time=True) if any(module.time for module in self.sdtm) else self.density
+
     def to_json(self) -> str:
         """Text that :meth:`from_json` reads back to an equal policy."""
         return json.dumps(
@@ -188,7 +199,7 @@ class Policy:
                 "version": FORMAT_VERSION,
                 "kind": self.kind,
                 "poolingformer": self.poolingformer,
-                "sdtm": [[m.generate, m.sparse, m.recover, m.dense] for m in self.sdtm],
+                "sdtm": [[m.generate, m.sparse, m.recover, m.dense, *([True] if m.time else [])] for m in self.sdtm],
                 "dense": self.dense,
                 "density": self.density.to_dict(),
             }
@@ -218,8 +229,8 @@ class Policy:
                 f"it takes {sorted(known)}."
             )
         modules = fields["sdtm"]
-        if not isinstance(modules, list) or not all(isinstance(m, list) and len(m) == 4 for m in modules):
-            raise PolicyError(f"policy field sdtm is {modules!r}; it is a list of [generate, sparse, recover, dense].")
+        if not isinstance(modules, list) or not all(isinstance(m, list) and len(m) in (4, 5) for m in modules):
+            raise PolicyError(f"policy field sdtm is {modules!r}; it is a list of [generate, sparse, recover, dense(, time)].")
         fields["sdtm"] = tuple(SDTM(*m) for m in modules)
         fields["density"] = Density.from_dict(fields["density"])
         return cls(**fields)
@@ -229,7 +240,7 @@ class Policy:
             return "dense policy (rewrites nothing)"
         if self.kind == "auto":
             return f"auto policy, density {self.density}"
-        modules = ", ".join(f"({m.generate}, {m.sparse}, {m.recover}, {m.dense})" for m in self.sdtm)
+        modules = ", ".join(f"({m.generate}, {m.sparse}, {m.recover}, {m.dense}{', time' if m.time else ''})" for m in self.sdtm)
         return f"poolingformer {self.poolingformer}, sdtm [{modules}], dense {self.dense}, density {self.density}"
 
 

@@ -3,10 +3,15 @@
 For a subset ``i`` of the tokens, ``split(x[i], keys=x)`` must equal ``block(x)[i]``, and other keys must give something
 else. This needs no reference, and it finds whatever mixes tokens besides attention: a convolution, a cumulative sum,
 a norm over tokens. The weights are random too, so that gates that start at zero hide nothing.
+
+A block that folds its tokens back into an image for a convolution is given the upper rows of the image, and those next
+to the cut are not compared: there the convolution sees the border.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -14,38 +19,94 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from .attention import SDPA
+from .attention import SDPA, aligned_inputs, moving_axes
 from .program import Body
-from .shapes import shape_of
+from .shapes import shape_of, size_of
 
-_TOKENS = 24  # divisible by most window sizes
-_CHOSEN = (1, 2, 5, 11, 17, 22)
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 
 
-def refusal_to_split(body: Body, split: Body) -> str | None:
-    """Why ``split`` is not ``body`` with queries and keys apart, or None."""
+@dataclass(frozen=True)
+class Subset:
+    """The sizes to try a block at, and which tokens to take.
+
+    Attributes:
+        sizes: every size symbol of the block, for all tokens.
+        few: the same where only the chosen tokens are there.
+        chosen: which tokens of the grid are chosen.
+        compared: positions among the chosen ones that must agree.
+        rows: for each aligned input and axis, how many rows stand before the grid and how many hold it.
+    """
+
+    sizes: Mapping[sympy.Basic, int]
+    few: Mapping[sympy.Basic, int]
+    chosen: Sequence[int]
+    compared: Sequence[int]
+    rows: Mapping[tuple[int, int], tuple[int, int]]
+
+    def take(self, value: torch.Tensor, position: int, axes: Sequence[int]) -> torch.Tensor:
+        """The chosen tokens of an input, with the rows beside the grid, on some of its axes."""
+        for axis in axes:
+            value = value.index_select(axis, torch.tensor(self._index(position, axis, value.shape[axis]), device=value.device))
+        return value
+
+    def compare(self, value: torch.Tensor, position: int, axis: int) -> torch.Tensor:
+        """The tokens of a result that must agree."""
+        before, _ = self.rows.get((position, axis), (0, 0))
+        return value.index_select(axis, torch.tensor([before + i for i in self.compared], device=value.device))
+
+    def _index(self, position: int, axis: int, length: int) -> list[int]:
+        before, held = self.rows.get((position, axis), (0, length))
+        return [*range(before), *(before + i for i in self.chosen), *range(before + held, length)]
+
+
+def refusal_to_split(body: Body, split: Body, subset: Subset) -> str | None:
+    """Why ``split`` is not ``body`` with queries and keys apart, or None.
+
+    A block in which nothing crosses is tried as it is: then no token may see another.
+    """
     if any(_draws_random_numbers(node) for node in body.graph.nodes):
         return None  # dropout draws other numbers for other tokens; the evaluation graph is the one to try
     with unset_fake_temporarily(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        inputs = [_random(node, body) for node in body.placeholders]
+        inputs = [_random(node, subset.sizes) for node in body.placeholders]
         weights = _Weights(body)
-        tokens = inputs[body.tokens]
-        few = list(inputs)
-        few[body.tokens] = tokens[:, list(_CHOSEN)]
         try:
-            whole = weights.run(body, inputs)[:, list(_CHOSEN)]
-            part = weights.run(split, [*few, tokens])
-            moved = weights.run(split, [*few, tokens + torch.randn_like(tokens)])
+            whole = subset.take(weights.run(body, inputs), body.tokens, [body.token_axis])
+            part = weights.run(split, _few(body, split, inputs, subset))
+            other = list(inputs)
+            other[body.tokens] = inputs[body.tokens] + torch.randn_like(inputs[body.tokens])
+            moved = weights.run(split, _few(body, split, inputs, subset)[: len(inputs)] + _twins(body, split, other, subset))
         except RuntimeError as error:
-            return f"the block does not run on {_TOKENS} tokens: {str(error).splitlines()[0]}"
+            return f"the block does not run on {dict(subset.sizes)}: {str(error).splitlines()[0]}"
+    whole, part, moved = (subset.compare(value, body.tokens, body.token_axis) for value in (whole, part, moved))
     scale = float(whole.abs().max()) + 1e-6
     if not float((whole - part).abs().max()) <= _TOLERANCE.get(whole.dtype, 0.1) * scale:
         return "something besides attention mixes tokens: queries alone give another result than queries among all tokens"
-    if float((moved - part).abs().max()) <= 1e-6 * scale:
+    if split.twins and float((moved - part).abs().max()) <= 1e-6 * scale:
         return "the result does not depend on the keys"
     return None
+
+
+def _few(body: Body, split: Body, inputs: Sequence[Any], subset: Subset) -> list[Any]:
+    """The inputs of the split block: the chosen tokens as queries, all of them as keys."""
+    few = list(inputs)
+    for position in aligned_inputs(body):
+        node = body.placeholders[position]
+        if isinstance(node.meta["val"], torch.Tensor):
+            few[position] = subset.take(inputs[position], position, moving_axes(body, node))
+        else:
+            few[position] = _number(size_of(node.meta["val"]), subset.few)
+    return few + _twins(body, split, inputs, subset)
+
+
+def _twins(body: Body, split: Body, inputs: Sequence[Any], subset: Subset) -> list[Any]:
+    twins = []
+    for twin in split.twins:
+        axes = moving_axes(body, body.placeholders[twin.position])[:-1]
+        whole = inputs[twin.position]
+        twins.append(subset.take(whole, twin.position, axes) if twin.level == "cross" else whole)
+    return twins
 
 
 def _draws_random_numbers(node: fx.Node) -> bool:
@@ -94,14 +155,16 @@ class _Run(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
 
-def _random(node: fx.Node, body: Body) -> torch.Tensor:
-    """A value for an input: two batch elements, few tokens, every other size as captured."""
-    batch, count = shape_of(body.token_node)[:2]
-    known = {size: number for size, number in ((batch, 2), (count, _TOKENS)) if not isinstance(size, int)}
+def _number(size: Any, sizes: Mapping[sympy.Basic, int]) -> int:
+    return int(sympy.sympify(size).xreplace({symbol: sympy.Integer(number) for symbol, number in sizes.items()}))
+
+
+def _random(node: fx.Node, sizes: Mapping[sympy.Basic, int]) -> Any:
+    """A value for an input at these sizes."""
     fake = node.meta["val"]
-    hints = fake.fake_mode.shape_env.backed_var_to_val
-    sizes = [known[s] if s in known else int(sympy.sympify(s).xreplace(known).xreplace(hints)) for s in shape_of(node)]
-    return _filled(tuple(sizes), fake.dtype, fake.device, 1.0)
+    if not isinstance(fake, torch.Tensor):
+        return _number(size_of(fake), sizes)
+    return _filled(tuple(_number(size, sizes) for size in shape_of(node)), fake.dtype, fake.device, 1.0)
 
 
 def _real(device: torch.device) -> torch.device:

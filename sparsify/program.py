@@ -8,8 +8,9 @@ model is. ``node.meta["body"]`` names the body of a block's node.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import sympy
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,7 +20,18 @@ from .calls import CallSpec, OutputSpec
 from .density import Density, Grid
 from .shapes import Size
 
-DENSITY = "sparsify_density"  # the module behind the density node; the name no model uses
+if TYPE_CHECKING:
+    from .side_inputs import SideValues
+
+DENSITY = "sparsify_density"  # the modules behind the density and the grid node; names that no model uses
+GRID = "sparsify_grid"
+
+
+class Twin(NamedTuple):
+    """One more copy of an input: for the ``key`` tokens, or ``cross``, a table of queries (rows) by keys (columns)."""
+
+    position: int
+    level: Literal["key", "cross"]
 
 
 @dataclass
@@ -31,10 +43,12 @@ class Body:
         graph: inputs as placeholders, the block's own parameter names as ``get_attr``, outputs as one node or a tuple.
         constants: tensors and regions that ``get_attr`` nodes name besides parameters and buffers.
         tokens: which placeholder carries the tokens that the block updates (its queries).
-        keys: which placeholder carries the tokens it attends to, where those are others.
-        conditions: what tracing took for granted about the sizes of the inputs, as expressions.
         token_output: which output is the next version of the tokens.
         updates: for every output, the placeholder it is the next version of (same shape and dtype).
+        token_axis: which axis of the tokens holds them.
+        moving: the size symbols that follow the number of tokens.
+        twins: inputs that come once more, behind the others, at the level of the keys, where those are other tokens.
+        conditions: what tracing took for granted about the sizes of the inputs, as expressions.
     """
 
     name: str
@@ -43,7 +57,9 @@ class Body:
     tokens: int
     token_output: int
     updates: list[int]
-    keys: int | None = None
+    token_axis: int = 1
+    moving: frozenset[sympy.Symbol] = frozenset()
+    twins: tuple[Twin, ...] = ()
     conditions: list[Any] = field(default_factory=list)
 
     @property
@@ -84,12 +100,15 @@ class Program:
         graph: the outer graph, flat tensors in and out.
         constants: as in :class:`Body`.
         bodies: by name.
-        paths: names of the trunk's modules in execution order; also the targets of the block nodes.
+        paths: names of the trunk's modules in execution order; also the targets of the block nodes. Until the grid is
+            known these are all repeated blocks, then those that see tokens of the grid.
         call: how a call of the model becomes flat tensors.
         output_spec: how flat outputs become what the model returns.
         shape_env: the symbols of the outer graph's shapes, and the guards under which it is valid.
         grid: the dense token grid, each side a number or an expression in the sizes of the inputs.
         grid_source: where the grid was found.
+        sequence: the length of the sequence in which the grid was found, alone or beside text.
+        grid_reader: how the grid is read off the inputs at run time, where the sizes do not tell.
         timestep: the placeholder that carries the timestep, if one was found.
         density: the schedule behind the density node, once there is one.
         restores: the new layers that passes ask for.
@@ -97,6 +116,7 @@ class Program:
         stage: ``captured``, ``analysed`` or ``sparse``.
         probes: for bodies that were tried, why they must not be split, or None.
         verified: what the verifier has run already, see there.
+        values: the example call, while the program is being rewritten.
     """
 
     graph: fx.Graph
@@ -108,6 +128,8 @@ class Program:
     shape_env: ShapeEnv
     grid: tuple[Size, ...] = ()
     grid_source: str = ""
+    sequence: Size = 0
+    grid_reader: Any = None
     timestep: str | None = None
     density: Density | None = None
     restores: list[Restore] = field(default_factory=list)
@@ -115,11 +137,12 @@ class Program:
     stage: str = "captured"
     probes: dict[str, str | None] = field(default_factory=dict, repr=False)
     verified: dict[str, Any] = field(default_factory=dict, repr=False)
+    values: SideValues | None = field(default=None, repr=False)
 
     @property
     def block_nodes(self) -> list[fx.Node]:
         """The trunk's nodes in execution order."""
-        by_path = {node.target: node for node in self.graph.find_nodes(op="call_module") if "body" in node.meta}
+        by_path = {node.target: node for node in self.all_block_nodes}
         return [by_path[path] for path in self.paths]
 
     def body_of(self, node: fx.Node) -> Body:
@@ -137,23 +160,42 @@ class Program:
         mode: FakeTensorMode = self.placeholders[0].meta["val"].fake_mode
         return mode
 
+    @property
+    def chains(self) -> dict[str, list[str]]:
+        """The trunk's blocks by the list they stand in."""
+        chains: dict[str, list[str]] = {}
+        for path in self.paths:
+            chains.setdefault(path.rpartition(".")[0] or path, []).append(path)
+        return chains
+
+    @property
+    def all_block_nodes(self) -> list[fx.Node]:
+        """The nodes of all repeated blocks, those that see text alone too."""
+        return [node for node in self.graph.find_nodes(op="call_module") if "body" in node.meta]
+
     def tokens_in(self, node: fx.Node) -> fx.Node:
         """The node whose tokens a block updates."""
         tokens = node.args[self.body_of(node).tokens]
         return tokens  # type: ignore[return-value]  # block nodes have nodes for arguments
 
-    def tokens_out(self, node: fx.Node) -> fx.Node:
-        """The node that carries a block's updated tokens."""
-        body = self.body_of(node)
-        if len(body.updates) == 1:
+    def tokens_out(self, node: fx.Node) -> fx.Node | None:
+        """The node that carries a block's updated tokens, if anything reads them."""
+        return self.result_of(node, self.body_of(node).token_output)
+
+    def result_of(self, node: fx.Node, output: int) -> fx.Node | None:
+        """The node that carries one result of a block, if anything reads it."""
+        if len(self.body_of(node).updates) == 1:
             return node
-        return next(user for user in node.users if user.args[1] == body.token_output)
+        return next((user for user in node.users if user.args[1] == output), None)
 
     @property
     def grid_hint(self) -> Grid:
         """The dense grid at the sizes the model was captured with."""
-        env = self.shape_env
-        return tuple(side if isinstance(side, int) else int(side.xreplace(env.backed_var_to_val)) for side in self.grid)
+        return tuple(map(self.hint, self.grid))
+
+    def hint(self, size: Size) -> int:
+        """What a size is at the sizes the model was captured with."""
+        return int(sympy.sympify(size).xreplace(self.shape_env.backed_var_to_val))
 
     @property
     def density_node(self) -> fx.Node | None:
@@ -180,9 +222,7 @@ class Program:
             fake = node.args[position].meta["val"]  # type: ignore[union-attr]
             with self.fake_mode:
                 results.append(fake.new_empty(fake.shape))
-        if len(results) == 1:
-            node.meta["val"] = results[0]
-            return
-        node.meta["val"] = tuple(results)
-        for user in node.users:
-            user.meta["val"] = results[user.args[1]]  # type: ignore[index]
+        node.meta["val"] = results[0] if len(results) == 1 else tuple(results)
+        if len(results) > 1:
+            for user in node.users:
+                user.meta["val"] = results[user.args[1]]  # type: ignore[index]

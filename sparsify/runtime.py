@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .calls import CallSpec
+from .calls import Leaf
 from .density import Density
-from .errors import CaptureError, InputError, NotCapturedError, RewriteError
-from .program import DENSITY, Program
+from .errors import CaptureError, ConstantError, GridError, InputError, NotCapturedError, RewriteError
+from .program import DENSITY, GRID, Program
 from .report import Report
 from .stage import Request, Stage, build_stage
 from .tree import kind_of, mirror, outer_module, restore_layers, share_tensors
@@ -24,7 +24,7 @@ RESTORE = "sparsify_restore"
 class DensityModule(nn.Module):
     """The density node at run time: timestep in, sides of the pooled grid out."""
 
-    def __init__(self, density: Density) -> None:
+    def __init__(self, density: Density | None) -> None:
         super().__init__()
         self.density = density
 
@@ -35,6 +35,21 @@ class DensityModule(nn.Module):
         if pooled == grid:
             raise InputError(f"the pooled grid is the full {grid} grid at this resolution: there is nothing to pool.")
         return pooled
+
+
+class GridModule(nn.Module):
+    """The grid node at run time: the number of tokens, and a table of positions, in; sides of the dense grid out."""
+
+    def __init__(self, reader: Any) -> None:
+        super().__init__()
+        self.reader = reader
+
+    def forward(self, count: int, *positions: torch.Tensor) -> tuple[int, ...]:
+        """The sides, whose product is ``count``."""
+        sides: tuple[int, ...] = self.reader.sides(count, *positions)
+        if math.prod(sides) != count:
+            raise GridError(f"the grid {sides} has {math.prod(sides)} tokens but this call has {count}; pass another grid=.")
+        return sides
 
 
 class SparseModel(nn.Module):
@@ -55,7 +70,6 @@ class SparseModel(nn.Module):
         self._stages: list[Stage] = []
         self._outers: dict[Stage, fx.GraphModule] = {}
         self._active: Stage | None = None
-        self._call: CallSpec | None = None
         self.training = model.training
         modes = {module.training for module in model.modules()}
         # None stands for a mixture, as the model came; train() and eval() make it uniform.
@@ -63,25 +77,20 @@ class SparseModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns for these arguments, computed sparsely."""
-        if self._call is None:
+        if not self._stages:
             self.capture(args, kwargs)
-        assert self._call is not None  # noqa: S101  # set by capture
-        tensors = self._call.flatten(args, kwargs)
-        stage = self._activate(self._stage_for(tensors))
-        outputs = self._outers[stage](*tensors)
+        stage, inputs = self._stage_for(args, kwargs)
+        outputs = self._outers[self._activate(stage)](*inputs)
         return stage.program.output_spec.unflatten(outputs)
 
     def capture(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Capture the model as called with these arguments and take over its parameters."""
         model = self._source[0]
         stage = build_stage(model, self._request, args, kwargs, self._mode, kind_of(model))
-        mirror(model, self, stage.program.paths)
+        mirror(model, self, [str(node.target) for node in stage.program.all_block_nodes])
         if stage.program.restores:
             with torch.inference_mode(False):  # the first call may be in that mode, and parameters must train later
                 self.register_module(RESTORE, restore_layers(stage.program))
-        if stage.program.density is not None:
-            self.register_module(DENSITY, DensityModule(stage.program.density))
-        self._call = stage.program.call
         self._stages.append(stage)
         self._activate(stage)
 
@@ -112,15 +121,18 @@ class SparseModel(nn.Module):
             )
         return self._active
 
-    def _stage_for(self, tensors: Sequence[torch.Tensor]) -> Stage:
+    def _stage_for(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Stage, list[Leaf]]:
+        """The capture that covers this call, made now if there is none yet, and the call's flat inputs."""
         kind = kind_of(self)
         for stage in self._stages:
-            if stage.accepts(tensors, self._mode, kind):
-                return stage
+            try:
+                inputs = stage.program.call.flatten(args, kwargs)
+            except ConstantError:
+                continue
+            if stage.accepts(inputs, self._mode, kind):
+                return stage, inputs
         model = self._source[0]
         share_tensors(self, model)
-        assert self._call is not None  # noqa: S101  # a call came before
-        args, kwargs = self._call.unflatten(tensors)
         flags = [(module, module.training) for module in model.modules()]
         try:
             if self._mode is not None:
@@ -129,21 +141,23 @@ class SparseModel(nn.Module):
         finally:
             for module, training in flags:
                 module.training = training
-        if not stage.accepts(tensors, self._mode, kind):
-            raise CaptureError(
-                f"the graph captured for these inputs does not hold for them: {stage.guards.violation(tensors)}."
-            )
+        inputs = stage.program.call.flatten(args, kwargs)
+        if not stage.accepts(inputs, self._mode, kind):
+            raise CaptureError(f"the graph captured for these inputs does not hold for them: {stage.guards.violation(inputs)}.")
         if len(stage.program.restores) != len(self._stages[0].program.restores):
             raise RewriteError("this call would need other restore layers than the model was made with.")
         self._stages.append(stage)
-        return stage
+        return stage, inputs
 
     def _activate(self, stage: Stage) -> Stage:
         if stage is self._active:
             return stage
         if stage not in self._outers:
             self._outers[stage] = outer_module(stage.program, self)
-        for node in stage.program.block_nodes:
+        for name, reader in ((DENSITY, DensityModule(stage.program.density)), (GRID, GridModule(stage.program.grid_reader))):
+            if stage.program.graph.find_nodes(op="call_module", target=name):
+                self.register_module(name, reader)
+        for node in stage.program.all_block_nodes:
             block = self.get_submodule(str(node.target))
             body = stage.program.body_of(node)
             block.__dict__.update(body.constants, sparsify_body=body, sparsify_code=stage.code[body.name])
@@ -170,7 +184,7 @@ class SparseModel(nn.Module):
         return outcome
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseModel:
-        if self._call is None:
+        if not self._stages:
             self._source[0]._apply(fn)
             return self
         super()._apply(fn, recurse)
@@ -179,7 +193,7 @@ class SparseModel(nn.Module):
 
     def train(self, mode: bool = True) -> SparseModel:
         """Training or evaluation mode; the model is captured in the mode it is called in."""
-        if self._call is None:
+        if not self._stages:
             self._source[0].train(mode)
         self._mode = mode
         super().train(mode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import sympy
 import torch
 from sympy import Expr
 from torch import fx
@@ -16,6 +17,8 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from .errors import RewriteError
+
+_GIVEN = ("placeholder", "call_function")
 
 Size: TypeAlias = Any  # a number or a sympy expression; sympy has no types
 
@@ -40,8 +43,8 @@ def annotate(node: fx.Node) -> fx.Node:
 
 
 def shape_of(node: fx.Node) -> tuple[Size, ...]:
-    """The shape of a node's tensor as numbers and sympy expressions."""
-    return tuple(size_of(size) for size in node.meta["val"].shape)
+    """The shape of a node's tensor as numbers and sympy expressions; () for what is no tensor."""
+    return tuple(size_of(size) for size in getattr(node.meta.get("val"), "shape", ()))
 
 
 def size_of(size: int | torch.SymInt) -> Size:
@@ -66,14 +69,11 @@ def emit_size(graph: fx.Graph, size: Size) -> fx.Node | int:
     Raises:
         RewriteError: the expression has a symbol that is no input's size.
     """
-    if isinstance(size, int):
-        return size
-    symbols = {}
-    for symbol in sorted(size.free_symbols, key=str):
-        place = _place_of(graph, symbol)
-        if place is None:
-            raise RewriteError(f"the size {size} depends on {symbol}, which is no size of an input.")
-        symbols[symbol] = fx.Proxy(annotate(graph.call_function(torch.ops.aten.sym_size.int, place)))
+    if isinstance(size, int) or size.is_number:
+        return int(size)
+    symbols = {symbol: _emit_symbol(graph, symbol) for symbol in sorted(size.free_symbols, key=str)}
+    if isinstance(size, sympy.Symbol):
+        return symbols[size].node
     proxy = sympy_interp(PythonReferenceAnalysis, symbols, size)
     node = proxy.node if isinstance(proxy, fx.Proxy) else int(proxy)
     for made in graph.nodes:
@@ -82,9 +82,18 @@ def emit_size(graph: fx.Graph, size: Size) -> fx.Node | int:
     return node
 
 
-def _place_of(graph: fx.Graph, symbol: Expr) -> tuple[fx.Node, int] | None:
+def _emit_symbol(graph: fx.Graph, symbol: Expr) -> fx.Proxy:
     for node in graph.find_nodes(op="placeholder"):
         for axis, size in enumerate(shape_of(node)):
             if size == symbol:
-                return node, axis
-    return None
+                return fx.Proxy(annotate(graph.call_function(torch.ops.aten.sym_size.int, (node, axis))))
+    for node in graph.nodes:  # a size that comes as a number, or a side of a grid
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt) and node.op in _GIVEN and size_of(value) == symbol:
+            return fx.Proxy(node)
+    raise RewriteError(f"the size {symbol} is no size of an input.")
+
+
+def symbolic(env: ShapeEnv, size: Size, hint: int) -> int | torch.SymInt:
+    """A size as shapes of fake tensors take it."""
+    return int(size) if isinstance(size, int) or size.is_number else env.create_symintnode(size, hint=hint)  # type: ignore[return-value]

@@ -12,19 +12,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .accounting import Costs, check_density, make_report
-from .calls import CallSpec
+from .accounting import Costs, make_report
+from .analysis import analyse
+from .calls import CallSpec, Leaf
 from .capture import capture
-from .errors import GridError, RewriteError, SparsifyError
-from .grid import find_grid
+from .errors import CaptureError, RewriteError, SparsifyError
 from .guards import Guards
 from .passes import InsertDensity, Pipeline, PoolAttention, SparseDense, pipeline_for
 from .policy import Policy
 from .program import Program, Skip
 from .report import Report
-from .timestep import find_timestep
+from .side_inputs import SideValues
 from .tree import compiled
 
 log = logging.getLogger("sparsify")
@@ -54,20 +55,20 @@ class Stage:
     report: Report
     mode: bool | None
     kind: object
-    sizes: tuple[torch.Size, ...] | None
+    sizes: tuple[object, ...] | None
 
     @functools.cached_property
     def code(self) -> dict[str, Callable[..., Any]]:
         """The function of every body by name; made once, so that switching modes neither makes nor compiles it again."""
         return {name: compiled(body) for name, body in self.program.bodies.items()}
 
-    def accepts(self, tensors: Sequence[torch.Tensor], mode: bool | None, kind: object) -> bool:
-        """Whether a call with these tensors, in this mode and with parameters of this kind, is covered."""
+    def accepts(self, inputs: Sequence[Leaf], mode: bool | None, kind: object) -> bool:
+        """Whether a call with these inputs, in this mode and with parameters of this kind, is covered."""
         if (mode, kind) != (self.mode, self.kind):
             return False
-        if self.sizes is not None and self.sizes != _sizes(tensors):
+        if self.sizes is not None and self.sizes != _sizes(inputs):
             return False
-        return self.guards.violation(tensors) is None
+        return self.guards.violation(inputs) is None
 
 
 def build_stage(
@@ -78,27 +79,48 @@ def build_stage(
     Raises:
         SparsifyError: see the subclasses; the model is as it was.
     """
-    call, tensors = CallSpec.of(model.forward, args, kwargs)
-    if not tensors:
-        raise SparsifyError("the example inputs hold no tensor.")
     # A flop counter or the like around the call must not see the capture.
-    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), _no_autocast(tensors[0].device.type):
-        program = capture(model, call, [tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in tensors])
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), _no_autocast(_device_type(args, kwargs)):
+        program, inputs = _captured(model, args, kwargs)
+        guards = Guards(program)
+        program.values = SideValues(program, model, inputs)
+        pools = analyse(program, request.policy, request.grid, request.timestep)
         policy = request.policy.fitted(len(program.paths))
         dense = Costs.of(program)
-        pools = _analyse(program, request, policy)
         pipeline = pipeline_for(policy, len(program.paths))
         if policy.kind != "dense" and not pools:
             pipeline = _without_modules(pipeline, program)
         rewritten = pipeline.run(program)
+        program.values = None  # the example call is not kept
     if policy.kind != "dense" and pools and not rewritten:
         reasons = "\n  ".join(f"{skip.pass_name} at {skip.where}: {skip.reason}" for skip in program.skips)
         raise RewriteError(f"the policy changed nothing, every rewrite was refused:\n  {reasons}")
     parameters = sum(p.numel() for p in model.parameters())
     report = make_report(type(model).__name__, program, dense, policy, str(pipeline), pipeline.timings, parameters)
     log.info("captured %s: %.2f -> %.2f GFLOPs", report.model, report.gflops_dense, report.gflops)
-    sizes = None if pools or policy.kind == "dense" else _sizes(tensors)
-    return Stage(program, Guards(program), report, mode, kind, sizes)
+    sizes = None if pools or policy.kind == "dense" else _sizes(inputs)
+    return Stage(program, guards, report, mode, kind, sizes)
+
+
+def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Program, list[Leaf]]:
+    """The program of one call, with integers left open where the model lets them be."""
+    call, inputs = CallSpec.of(model.forward, args, kwargs, sizes=True)
+    if not any(isinstance(x, torch.Tensor) for x in inputs):
+        raise SparsifyError("the example inputs hold no tensor.")
+    inputs = [(x.clone() if x.is_inference() else x.detach()) if isinstance(x, torch.Tensor) else x for x in inputs]
+    if call.has_sizes:
+        try:
+            return capture(model, call, inputs), inputs
+        except CaptureError as error:  # it looks at the numbers
+            log.debug("capturing %s with its integers as constants: %s", type(model).__name__, error)
+            call, _ = CallSpec.of(model.forward, args, kwargs)
+            inputs = [x for x in inputs if isinstance(x, torch.Tensor)]
+    return capture(model, call, inputs), inputs
+
+
+def _device_type(args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    tensors = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+    return next((tensor.device.type for tensor in tensors), "cpu")
 
 
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
@@ -106,25 +128,6 @@ def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
-
-
-def _analyse(program: Program, request: Request, policy: Policy) -> bool:
-    """Find the grid and the timestep where the policy needs them; whether it pools anything."""
-    if policy.kind == "dense":
-        try:
-            program.grid, program.grid_source = find_grid(program, request.grid)
-        except GridError as error:
-            if request.grid is not None:
-                raise
-            program.grid_source = str(error)
-        return False
-    if not policy.sdtm:
-        return True  # poolingformer alone needs neither
-    program.grid, program.grid_source = find_grid(program, request.grid)
-    pools = check_density(policy, program.grid_hint)
-    if pools:
-        program.timestep = find_timestep(program, request.timestep)
-    return pools
 
 
 def _without_modules(pipeline: Pipeline, program: Program) -> Pipeline:
@@ -137,5 +140,5 @@ def _without_modules(pipeline: Pipeline, program: Program) -> Pipeline:
     return Pipeline(tuple(p for p in pipeline if pools_attention and not isinstance(p, (SparseDense, InsertDensity))))
 
 
-def _sizes(tensors: Sequence[torch.Tensor]) -> tuple[torch.Size, ...]:
-    return tuple(tensor.shape[1:] for tensor in tensors)
+def _sizes(inputs: Sequence[Leaf]) -> tuple[object, ...]:
+    return tuple(x.shape[1:] if isinstance(x, torch.Tensor) else x for x in inputs)

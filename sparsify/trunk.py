@@ -1,17 +1,18 @@
-"""Find the trunk of a model, its chain of repeated transformer blocks, from a recorded run.
+"""Find the trunk of a model, its chains of repeated transformer blocks, from a recorded run.
 
-Nothing here looks at class names. Siblings (children of one parent) of one class that each run once, one after the
-other, and hand a token tensor of unchanged shape on, form a chain; the chain with the most parameters is the trunk.
+Nothing here looks at class names. Siblings (children of one parent) of one class that each run once and hand a token
+tensor of unchanged shape on form a chain. The chain with the most parameters is the main one; others of comparable
+blocks (single after double blocks, temporal beside spatial ones) belong to the trunk as well. Which of them carry
+tokens of the grid, and not of the text, is decided later, from the symbolic shapes.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from .calls import CallSpec, OutputSpec
+from .calls import CallSpec, Leaf, OutputSpec
 from .errors import TrunkError
 from .pristine import pristine
 from .structure import fingerprint
 
 log = logging.getLogger("sparsify")
+
+_COMPARABLE = 0.1  # blocks of another chain have at least this share of the main chain's parameters per block
 
 
 @dataclass
@@ -34,40 +37,30 @@ class BlockCall:
     Attributes:
         path: the block's name in the model, such as ``transformer_blocks.3``.
         call: its calling convention.
-        inputs: the flat tensors it was given (fake when the run was fake).
+        inputs: the flat tensors and sizes it was given (fake when the run was fake).
         output_spec: the nesting of what it returned.
         outputs: the flat tensors it returned.
         structure: equal for two calls only if tracing them gives the same graph.
+        updates: for every flat output, the flat input it is the next version of (same shape and dtype).
     """
 
     path: str
     module: nn.Module
     call: CallSpec
-    inputs: list[torch.Tensor]
+    inputs: list[Leaf]
     output_spec: OutputSpec
     outputs: list[torch.Tensor]
     structure: Hashable
+    updates: list[int] = field(default_factory=list)
+
+    @property
+    def chain(self) -> str:
+        """The name of the list of blocks it stands in."""
+        return self.path.rpartition(".")[0] or self.path
 
 
-@dataclass
-class Trunk:
-    """The chain of blocks in execution order.
-
-    Attributes:
-        blocks: the recorded calls.
-        token_input: which flat input of every block carries the tokens.
-        token_output: which flat output of every block carries them on.
-        updates: for every flat output, the flat input it is the next version of (same shape and dtype).
-    """
-
-    blocks: list[BlockCall]
-    token_input: int
-    token_output: int
-    updates: list[int]
-
-
-def find_trunk(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> Trunk:
-    """Run ``model`` once and return its trunk.
+def find_trunk(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> list[BlockCall]:
+    """Run ``model`` once and return the calls of the blocks of all its chains, in execution order.
 
     The run is made with fake tensors, so that it costs no arithmetic; a model that looks at values is run for real.
 
@@ -77,45 +70,71 @@ def find_trunk(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) ->
     groups = _sibling_groups(model)
     if not groups:
         raise TrunkError(f"no trunk found: {type(model).__name__} has no two sibling modules of one class with parameters.")
-    groups.sort(key=lambda group: _weight(model, group), reverse=True)
-    # Nearly always the largest group is the trunk, and then one block of each structure is enough to run.
-    first = _chain(groups[0], _record(model, groups[0], args, kwargs, reuse=True))
-    if isinstance(first, Trunk):
-        return first
-    calls = _record(model, [path for group in groups for path in group], args, kwargs, reuse=False)
     reasons: list[str] = []
-    for group in groups:
-        chain = _chain(group, calls)
-        if isinstance(chain, Trunk):
-            return chain
-        reasons.append(f"{group[0]} .. {group[-1]} ({type(model.get_submodule(group[0])).__name__}): {chain}")
+    while any(len(group) > 1 for group in groups):
+        chosen = _choose(model, groups)
+        calls = _record(model, [path for group in chosen for path in group], args, kwargs)
+        chains = []
+        for group in chosen:
+            reason = _refusal_of_chain(group, calls)
+            if reason is None:
+                chains.append(group)
+                continue
+            reasons.append(f"{group[0]} .. {group[-1]} ({type(model.get_submodule(group[0])).__name__}): {reason}")
+            if group is chosen[0]:
+                break
+        if chains and chains[0] is chosen[0]:
+            members = {path for group in chains for path in group}
+            return [recorded for path, (recorded, *_) in calls.items() if path in members]
+        groups.remove(chosen[0])  # the largest is none; others may be inside it
     raise TrunkError("no trunk found. Candidates, largest first:\n  " + "\n  ".join(reasons[:6]))
 
 
 def _sibling_groups(model: nn.Module) -> list[list[str]]:
-    """Paths of siblings of one class that own parameters, for every parent and class with at least two of them."""
+    """Paths of siblings of one class that own parameters, for every parent and class with at least two of them.
+
+    Largest first. A single module of a class that has such a group joins as a group of its own (a middle block).
+    """
     groups: dict[tuple[str, type], list[str]] = defaultdict(list)
     for parent_path, parent in model.named_modules():
         for name, child in parent.named_children():
             if next(child.parameters(), None) is not None:
                 groups[parent_path, type(child)].append(f"{parent_path}.{name}" if parent_path else name)
-    return [group for group in groups.values() if len(group) > 1]
+    repeated = {kind for (_, kind), group in groups.items() if len(group) > 1}
+    kept = [group for (_, kind), group in groups.items() if kind in repeated]
+    return sorted(kept, key=lambda group: (_weight(model, group), len(group)), reverse=True)
 
 
-def _weight(model: nn.Module, group: list[str]) -> int:
+def _weight(model: nn.Module, group: Iterable[str]) -> int:
     return sum(p.numel() for path in group for p in model.get_submodule(path).parameters())
 
 
-def _record(
-    model: nn.Module, paths: list[str], args: Sequence[Any], kwargs: dict[str, Any], reuse: bool
-) -> dict[str, list[BlockCall]]:
+def _choose(model: nn.Module, groups: list[list[str]]) -> list[list[str]]:
+    """The largest group, and every other that is neither inside it nor around it and has comparable blocks."""
+    main = next(group for group in groups if len(group) > 1)
+    chosen = [main]
+    least = _COMPARABLE * _weight(model, main) / len(main)
+    is_leaf = next(model.get_submodule(main[0]).children(), None) is None
+    for group in groups:
+        apart = all(not _nested(a, b) for a in group for other in chosen for b in other)
+        leaf = next(model.get_submodule(group[0]).children(), None) is None
+        if apart and leaf == is_leaf and _weight(model, group) / len(group) >= least:
+            chosen.append(group)
+    return chosen
+
+
+def _nested(a: str, b: str) -> bool:
+    return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
+
+
+def _record(model: nn.Module, paths: list[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, list[BlockCall]]:
     try:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
         fake_leaves = [mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         fake_args, fake_kwargs = pytree.tree_unflatten(fake_leaves, spec)
         with pristine(model), mode:
-            return _run_with_hooks(model, paths, fake_args, fake_kwargs, reuse)
+            return _run_with_hooks(model, paths, fake_args, fake_kwargs, reuse=True)
     except Exception as error:  # noqa: BLE001  # the model looks at values, or does what fake tensors cannot
         log.debug("running %s for real, because on fake tensors it raised: %s", type(model).__name__, error)
     with pristine(model):
@@ -147,8 +166,8 @@ def _recorded(
 
     @functools.wraps(forward)
     def record(*args: Any, **kwargs: Any) -> Any:
-        call, inputs = CallSpec.of(forward, args, kwargs)
-        shapes = tuple((tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in inputs)
+        call, inputs = CallSpec.of(forward, args, kwargs, sizes=True)
+        shapes = tuple((tuple(x.shape), x.dtype, x.device) if isinstance(x, torch.Tensor) else x for x in inputs)
         structure = (print_, call.names, repr(call.constants), shapes)
         if reuse and structure in seen:
             spec, known = seen[structure]
@@ -162,45 +181,36 @@ def _recorded(
     return record
 
 
-def _chain(group: list[str], calls: dict[str, list[BlockCall]]) -> Trunk | str:
-    """The trunk that ``group`` forms, or why it forms none."""
+def _refusal_of_chain(group: list[str], calls: dict[str, list[BlockCall]]) -> str | None:
+    """Why ``group`` forms no chain; where it does, the updates of its blocks are filled in."""
     if missing := [path for path in group if path not in calls]:
         return f"{missing[0]} does not run in this call"
     if repeated := [path for path in group if len(calls[path]) > 1]:
         return f"{repeated[0]} runs {len(calls[repeated[0]])} times in one call; blocks that share weights are not supported"
-    order = {path: index for index, path in enumerate(calls)}  # dicts keep the order in which blocks finished
-    blocks = [calls[path][0] for path in sorted(group, key=order.__getitem__)]
-    if any(len(block.inputs) != len(blocks[0].inputs) for block in blocks):
-        return "its members are called with different tensors"
-    updates = [_update(blocks, position) for position in range(len(blocks[0].outputs))]
-    if not updates or None in updates:
-        return "its output does not have the shape of an input, so it hands no tokens on"
-    token_output = _largest(blocks[0].outputs)
-    token_input = updates[token_output]
-    if token_input is None or blocks[0].outputs[token_output].ndim < 3:
-        return "it passes on no tensor of (batch, tokens, channels)"
-    return Trunk(blocks, token_input, token_output, [u for u in updates if u is not None])
+    blocks = [recorded for path, (recorded, *_) in calls.items() if path in group]  # in the order of execution
+    for block in blocks:
+        updates = [_update(block, output, calls) for output in block.outputs]
+        known = [position for position in updates if position is not None]
+        if not updates or len(known) < len(updates):
+            return "its output does not have the shape of an input, so it hands no tokens on"
+        if max(output.ndim for output in block.outputs) < 3:
+            return "it passes on no tensor of (batch, tokens, channels)"
+        block.updates = known
+    return None
 
 
-def _update(blocks: list[BlockCall], output: int) -> int | None:
-    """The input that ``output`` is the next version of: where the next block takes it, else the first of equal shape."""
+def _update(block: BlockCall, output: torch.Tensor, calls: dict[str, list[BlockCall]]) -> int | None:
+    """The input that ``output`` is the next version of: where a later block takes it, else the first of equal shape."""
+    alike = [p for p, x in enumerate(block.inputs) if isinstance(x, torch.Tensor) and _alike(x, output)]
     links = [
         position
-        for block, following in itertools.pairwise(blocks)
-        for position, tensor in enumerate(following.inputs)
-        if output < len(block.outputs) and tensor is block.outputs[output]
+        for (other, *_) in calls.values()
+        if other.call.names == block.call.names
+        for position, tensor in enumerate(other.inputs)
+        if tensor is output
     ]
-    alike = [p for p in _floating(blocks[0].inputs) if _alike(blocks[0].inputs[p], blocks[0].outputs[output])]
     return next((position for position in links + alike if position in alike), None)
 
 
-def _floating(tensors: list[torch.Tensor]) -> Iterator[int]:
-    return (position for position, tensor in enumerate(tensors) if tensor.is_floating_point())
-
-
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype
-
-
-def _largest(tensors: list[torch.Tensor]) -> int:
-    return max(range(len(tensors)), key=lambda position: tensors[position].numel())
+    return a.is_floating_point() and a.shape == b.shape and a.dtype == b.dtype

@@ -15,15 +15,16 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .errors import VerificationError
-from .ops import pool_tokens, restore_tokens
-from .program import DENSITY, Program
+from .ops import as_rotation, pool_tokens, restore_tokens
+from .program import DENSITY, GRID, Program
 from .shapes import compute_value, size_of
 
 _ALWAYS: tuple[object, ...] = (operator.getitem, torch.sym_sqrt, math.trunc)
 # Which functions, besides ATen operators that change nothing in place, may stand in a graph at each stage.
 LEGAL_FUNCTIONS: dict[str, tuple[object, ...]] = {
     "captured": _ALWAYS,
-    "sparse": (*_ALWAYS, pool_tokens, restore_tokens),
+    "analysed": _ALWAYS,
+    "sparse": (*_ALWAYS, pool_tokens, restore_tokens, as_rotation),
 }
 _LEGAL_NAMESPACES = {"aten", "prims", "higher_order"}
 
@@ -61,7 +62,7 @@ def _verify_structure(graph: fx.Graph, stage: str, where: str) -> None:
             if source not in seen:
                 raise _Fault(where, node, f"{node.name} uses {source.name}, which is not defined before it")
         seen.add(node)
-        if node.op == "call_module" and "body" not in node.meta and node.target != DENSITY:
+        if node.op == "call_module" and "body" not in node.meta and node.target not in (DENSITY, GRID):
             raise _Fault(where, node, f"{node.name} calls {node.target}, which is neither a block nor the density")
         if node.op == "call_method" or (node.op == "call_function" and not _is_legal(node.target, stage)):
             raise _Fault(where, node, f"{node.target} is not legal in the {stage} stage")
@@ -84,11 +85,11 @@ def _is_size_arithmetic(target: object) -> bool:
 
 
 def _verify_blocks(program: Program) -> None:
-    names = [node.target for node in program.graph.find_nodes(op="call_module") if "body" in node.meta]
-    if names != program.paths:
+    names = [node.target for node in program.all_block_nodes]
+    if [name for name in names if name in program.paths] != program.paths:
         last = next(reversed(program.graph.nodes))
         raise _Fault("outer graph", last, f"the blocks called are {names}, not {program.paths} in this order")
-    for node in program.block_nodes:
+    for node in program.all_block_nodes:
         if node.meta["body"] not in program.bodies:
             raise _Fault("outer graph", node, f"{node.name} has the body {node.meta['body']}, which does not exist")
         body = program.body_of(node)
@@ -97,8 +98,8 @@ def _verify_blocks(program: Program) -> None:
                 "outer graph", node, f"{node.name} gives {len(node.args)} inputs, {body.name} takes {len(body.placeholders)}"
             )
         for argument, placeholder in zip(node.args, body.placeholders, strict=True):
-            given, taken = argument.meta["val"], placeholder.meta["val"]  # type: ignore[union-attr]
-            if given.ndim != taken.ndim or given.dtype != taken.dtype:
+            given, taken = argument.meta["val"] if isinstance(argument, fx.Node) else argument, placeholder.meta["val"]
+            if _kind(given) != _kind(taken):
                 raise _Fault("outer graph", node, f"{node.name} gives {_text(given)} for {placeholder.name}: {_text(taken)}")
         results = node.meta["val"] if isinstance(node.meta["val"], tuple) else (node.meta["val"],)
         for result, position in zip(results, body.updates, strict=True):
@@ -131,6 +132,10 @@ def _verify_shapes(graph: fx.Graph, where: str, verified: dict[str, Any], run: b
             if not _agree(actual, values[node]):
                 raise _Fault(where, node, f"{node.name} claims {_text(values[node])} but yields {_text(actual)}")
         verified[key] = [values[node], *(values[source] for source in node.all_input_nodes)]  # kept alive: ids are reused
+
+
+def _kind(value: Any) -> object:
+    return (value.ndim, value.dtype) if isinstance(value, torch.Tensor) else "size"
 
 
 def _agree(actual: Any, claimed: Any) -> bool:

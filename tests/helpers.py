@@ -7,11 +7,10 @@ from typing import Any
 import torch
 
 from sparsify import SDTM, Density, Policy, SparseModel, sparsify
+from sparsify.analysis import analyse
 from sparsify.calls import CallSpec
 from sparsify.capture import capture
-from sparsify.grid import find_grid
 from sparsify.program import Program
-from sparsify.timestep import find_timestep
 
 from .plain_dit import PlainDiT, randomised
 
@@ -37,6 +36,5 @@ def analysed(model: PlainDiT) -> Program:
     """A captured program with grid and timestep found, before any pass."""
     call, tensors = CallSpec.of(model.forward, inputs(), {})
     program = capture(model, call, tensors)
-    program.grid, program.grid_source = find_grid(program)
-    program.timestep = find_timestep(program)
+    analyse(program, Policy.auto(), None, None)
     return program

@@ -1,0 +1,108 @@
+"""What the passes need to know of a captured program: its grid, which blocks see tokens of it, and the timestep."""
+
+from __future__ import annotations
+
+import itertools
+
+import sympy
+import torch
+from torch import fx
+
+from .accounting import check_density
+from .errors import CaptureError, GridError, TrunkError
+from .grid import find_grid
+from .layout import Layouts
+from .policy import Policy
+from .program import Body, Program
+from .shapes import shape_of
+from .sizes import binding
+from .timestep import find_timestep
+
+
+def analyse(program: Program, policy: Policy, grid: tuple[int, ...] | None, timestep: str | None) -> bool:
+    """Fill in grid, trunk and timestep where the policy needs them; whether it pools anything.
+
+    Raises:
+        GridError: the grid is needed and cannot be found, or the given one does not fit.
+        TrunkError: no block sees tokens of the grid.
+        PolicyError: the policy does not fit the trunk or the grid.
+        InputError: the timestep cannot be told.
+    """
+    needed = policy.kind == "auto" or bool(policy.sdtm)
+    try:
+        find_grid(program, grid)
+    except GridError as error:
+        if needed or grid is not None:
+            raise
+        program.grid_source = str(error)
+        for body in program.bodies.values():
+            body.moving = _count_symbols(body)
+        return policy.kind != "dense"
+    find_tokens(program)
+    policy = policy.fitted(len(program.paths))
+    if policy.kind == "dense" or not policy.sdtm:
+        return policy.kind != "dense"
+    check_chain(program)
+    pools = check_density(policy, program.grid_hint)
+    if pools:
+        program.timestep = find_timestep(program, timestep)
+    program.stage = "analysed"
+    return pools
+
+
+def find_tokens(program: Program) -> None:
+    """Find out for every block which of its inputs holds the grid, and leave those without one out of the trunk.
+
+    Raises:
+        TrunkError: no block has such an input.
+    """
+    layouts = Layouts(program)
+    trunk: list[str] = []
+    settled: dict[str, tuple[int, int]] = {}
+    for node in program.all_block_nodes:
+        body = program.body_of(node)
+        place = _tokens_of(program, layouts, node, body)
+        if place is None:
+            continue
+        if settled.setdefault(body.name, place) != place:
+            raise CaptureError(f"{node.target} carries the tokens in another input than blocks that are equal to it.")
+        body.token_output, body.token_axis = place
+        body.tokens = body.updates[body.token_output]
+        bound = binding(body, node)
+        body.moving = frozenset(
+            symbol for symbol, size in bound.items() if layouts.is_aligned(size) and isinstance(symbol, sympy.Symbol)
+        )
+        trunk.append(str(node.target))
+    if not trunk:
+        raise TrunkError(f"no repeated block has tokens on the {program.grid_hint} grid among its inputs.")
+    program.paths = trunk
+
+
+def check_chain(program: Program) -> None:
+    """Every block must be fed, directly or through operators, by the tokens of the one before it."""
+    import networkx
+
+    flow = networkx.DiGraph((source, node) for node in program.graph.nodes for source in node.all_input_nodes)
+    for below, above in itertools.pairwise(program.block_nodes):
+        tokens = program.tokens_in(above)
+        if below is not tokens and not networkx.has_path(flow, below, tokens):
+            raise CaptureError(f"{above.target} does not take its tokens from {below.target}; they form no chain.")
+
+
+def _tokens_of(program: Program, layouts: Layouts, node: fx.Node, body: Body) -> tuple[int, int] | None:
+    """Which output is the next version of the tokens, and their axis: the last that holds sides of the grid."""
+    best: tuple[int, tuple[int, int]] | None = None
+    for output, position in enumerate(body.updates):
+        argument = node.args[position]
+        if isinstance(argument, fx.Node) and isinstance(argument.meta["val"], torch.Tensor) and layouts.holds_grid(argument):
+            axis = max(layouts.of(argument), key=lambda place: (len(place.sides), -place.axis)).axis
+            size = argument.meta["val"].numel()
+            number = int(size) if isinstance(size, int) else int(size.node.hint)
+            if best is None or number > best[0]:
+                best = number, (output, axis)
+    return None if best is None else best[1]
+
+
+def _count_symbols(body: Body) -> frozenset[sympy.Symbol]:
+    """Without a grid the length of the token axis is all there is to know."""
+    return frozenset(sympy.sympify(shape_of(body.token_node)[1]).free_symbols)

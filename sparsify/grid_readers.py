@@ -1,0 +1,54 @@
+"""How the token grid is read at every call where the sizes of the inputs do not tell it (packed tokens)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .errors import GridError
+
+
+@dataclass(frozen=True)
+class FixedGrid:
+    """A grid that the caller gave; one side may be -1, for what the number of tokens leaves."""
+
+    given: tuple[int, ...]
+
+    def sides(self, count: int) -> tuple[int, ...]:
+        """The sides for ``count`` tokens; their product is not checked."""
+        known = math.prod(side for side in self.given if side != -1)
+        return tuple(count // known if side == -1 else side for side in self.given)
+
+
+@dataclass(frozen=True)
+class GridOfPositions:
+    """A grid that a table of positions spans, a row per token and a column per axis."""
+
+    rank: int
+
+    def sides(self, count: int, positions: torch.Tensor) -> tuple[int, ...]:
+        """The sides that the positions span."""
+        sides = sides_of_positions(positions)
+        if sides is None or len(sides) != self.rank:
+            raise GridError(f"the positions of this call do not span a grid of {self.rank} axes in row-major order.")
+        return sides
+
+
+def sides_of_positions(positions: torch.Tensor) -> tuple[int, ...] | None:
+    """The grid whose cells in row-major order are ``positions`` of (..., tokens, columns), or None if there is none."""
+    table = positions.detach().reshape(-1, *positions.shape[-2:])[0].double().cpu()
+    table = table - table.amin(dim=0)
+    columns = [column for column in table.unbind(-1) if float(column.max()) > 0]
+    sides = []
+    for column in columns:
+        step = float(column[column > 0].min())
+        if not torch.equal((column / step).round() * step, column):
+            return None
+        sides.append(round(float(column.max()) / step) + 1)
+    if not 1 <= len(sides) <= 3 or math.prod(sides) != table.shape[0]:
+        return None
+    cells = torch.cartesian_prod(*(torch.arange(side) for side in sides)).reshape(-1, len(sides))
+    given = torch.stack([column / float(column[column > 0].min()) for column in columns], dim=-1)
+    return tuple(sides) if torch.allclose(given, cells.double()) else None

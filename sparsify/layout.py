@@ -1,0 +1,199 @@
+"""Where the token grid sits in the axes of a tensor: folded into one axis or spread over several, beside text or alone.
+
+An axis of ``B*h*w`` holds a grid behind a folded batch, one of ``s + h*w`` holds text beside it. Both are read off the
+symbolic size; on which side the text stands is read off the concatenation that joined them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch import fx
+
+from .errors import RewriteError
+from .program import Program
+from .shapes import Size, shape_of, size_of
+from .sizes import binding
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class TokenAxis:
+    """One axis of a tensor that holds (part of) the token grid.
+
+    Attributes:
+        axis: counted from the front.
+        sides: which sides of the grid it holds, in row-major order.
+        before: how many rows that are no tokens of the grid (text, registers) stand before them.
+        after: how many stand behind.
+    """
+
+    axis: int
+    sides: tuple[int, ...]
+    before: Size = 0
+    after: Size = 0
+
+
+Layout = tuple[TokenAxis, ...]
+
+
+class Layouts:
+    """The layouts of the nodes of one outer graph, and the sizes they have once the grid is pooled."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._marks = [sympy.Symbol(f"side{index}", integer=True, positive=True) for index in range(len(program.grid))]
+        self._total = math.prod(program.grid)
+        self._fixed = bool(program.grid) and isinstance(self._total, int)
+        self._lengths = {self._total, program.sequence} if isinstance(program.sequence, int) else {self._total}
+
+    def holds_grid(self, node: fx.Node) -> bool:
+        """Whether a tensor has the whole grid in its axes."""
+        shape = shape_of(node)
+        if self._fixed:
+            return any(size in self._lengths for size in shape)
+        marks = set().union(*(self._marked(size).free_symbols for size in shape))
+        return set(self._marks[-2:]) <= marks  # the time axis of a video may be folded into the batch
+
+    def sides_in(self, size: Size) -> list[int]:
+        """Which sides of the grid a size depends on."""
+        if self._fixed:
+            return list(range(len(self._marks))) if size in self._lengths else []
+        free = self._marked(size).free_symbols
+        return [index for index, mark in enumerate(self._marks) if mark in free]
+
+    def is_aligned(self, size: Size) -> bool:
+        """Whether a size depends on the grid."""
+        return bool(self.sides_in(size))
+
+    def pooled(self, size: Size) -> sympy.Expr:
+        """What becomes of a size when the dense grid gives way to the pooled one."""
+        if not self.is_aligned(size):
+            return sympy.sympify(size)
+        sides = [size_of(node.meta["val"]) for node in self._program.pooled_nodes]
+        if self._fixed:
+            return sympy.sympify(math.prod(sides) + size - self._total)
+        return self._marked(size).xreplace(dict(zip(self._marks, sides, strict=True)))
+
+    def of(self, node: fx.Node) -> Layout:
+        """The axes of a tensor that hold the grid; none if it does not follow the tokens.
+
+        Raises:
+            RewriteError: a size depends on the grid in a way that is no folding of it.
+        """
+        return self._of(node)
+
+    @functools.cache  # noqa: B019  # lives as long as one pass over one program
+    def _of(self, node: fx.Node) -> Layout:
+        axes = []
+        for axis, size in enumerate(shape_of(node)):
+            if not self.is_aligned(size):
+                continue
+            rest, sides = self._taken_apart(node, size)
+            before = self._rows_before(node, axis, set()) if rest != 0 else 0
+            if before is None:
+                before = self._known.get(rest)
+            if before is None:
+                raise RewriteError(f"{node.name} holds {rest} rows beside the tokens of the grid, and it is not clear on which side")
+            axes.append(TokenAxis(axis, sides, before, size_of_sum(rest, before)))
+        return tuple(axes)
+
+    @functools.cached_property
+    def _known(self) -> dict[Size, Size]:
+        """By the number of rows beside the grid, how many stand before it: in the trunk's tokens and inside its blocks."""
+        known: dict[Size, Size] = {}
+        for call in self._program.block_nodes:
+            for position in self._program.body_of(call).updates:
+                tokens = call.args[position]
+                for axis, size in enumerate(shape_of(tokens)):  # type: ignore[arg-type]
+                    if self.is_aligned(size) and (rest := self._taken_apart(tokens, size)[0]) != 0:  # type: ignore[arg-type]
+                        before = self._rows_before(tokens, axis, set())  # type: ignore[arg-type]
+                        known.update({} if before is None else {rest: before})
+        for call in {self._program.body_of(call).name: call for call in self._program.block_nodes}.values():
+            for rest, before in self._joined_inside(call):
+                known.setdefault(rest, before)
+        return known
+
+    def _joined_inside(self, call: fx.Node) -> list[tuple[Size, Size]]:
+        """The rows beside and before the grid wherever the block of this call joins text to its tokens."""
+        body = self._program.body_of(call)
+        bound = binding(body, call)
+        found = []
+        for node in body.graph.find_nodes(op="call_function", target=aten.cat.default):
+            dim = int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0
+            parts = [sympy.sympify(shape_of(part)[dim]).xreplace(bound) for part in node.args[0]]
+            moving = [index for index, part in enumerate(parts) if self.is_aligned(part)]
+            if len(moving) == 1 and len(parts) > 1:
+                before, after = sympy.Add(*parts[: moving[0]]), sympy.Add(*parts[moving[0] + 1 :])
+                found.append((before + after, before))
+        return found
+
+    def _marked(self, size: Size) -> sympy.Expr:
+        """The size with the sides of the grid written as marks."""
+        expression = sympy.sympify(size)
+        if self._fixed or expression.is_number:
+            return expression
+        marks = {side: mark for side, mark in zip(self._program.grid, self._marks, strict=True) if not isinstance(side, int)}
+        return sympy.expand(expression.xreplace(marks))
+
+    def _taken_apart(self, node: fx.Node, size: Size) -> tuple[Size, tuple[int, ...]]:
+        """The rows beside the grid, and the sides of the grid, in ``rest + folded * side * side``."""
+        if self._fixed:
+            return size - self._total, tuple(range(len(self._marks)))
+        terms = sympy.Add.make_args(self._marked(size))
+        moving = [term for term in terms if term.free_symbols & set(self._marks)]
+        rest = sympy.Add(*(term for term in terms if term not in moving))
+        factors = list(sympy.Mul.make_args(moving[0])) if len(moving) == 1 else []
+        sides = tuple(index for index, mark in enumerate(self._marks) if mark in factors)
+        folded = [factor for factor in factors if factor not in self._marks]
+        nested = any(factor.free_symbols & set(self._marks) for factor in folded)
+        repeated = len(sides) != sum(factor in self._marks for factor in factors)
+        if not sides or nested or repeated or (folded and rest != 0) or sides != tuple(range(sides[0], sides[-1] + 1)):
+            raise RewriteError(f"the size {size} of {node.name} depends on the token grid in a way that is not understood")
+        return rest, sides
+
+    def _rows_before(self, node: fx.Node, axis: int, seen: set[fx.Node]) -> Size | None:
+        """How many rows stand before the grid on this axis, from the concatenation it came from."""
+        size = shape_of(node)[axis]
+        if node in seen or len(seen) > 400:
+            return None
+        seen.add(node)
+        if node.target == aten.cat.default:
+            dim = int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0  # type: ignore[call-overload]
+            parts: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
+            if dim == axis:
+                rows: Size = 0
+                for part in parts:
+                    if self.is_aligned(part_size := shape_of(part)[axis]):
+                        inner = 0 if self._taken_apart(part, part_size)[0] == 0 else self._rows_before(part, axis, seen)
+                        return None if inner is None else rows + inner
+                    rows = rows + part_size
+        for source in self._sources(node):
+            positions = [position for position, other in enumerate(shape_of(source)) if other == size]
+            for position in positions[:1]:
+                if (found := self._rows_before(source, position, seen)) is not None:
+                    return found
+        return None
+
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        """Where a node's rows come from; for a block's result, the input that it is the next version of."""
+        if "body" in node.meta:
+            body = self._program.body_of(node)
+            return [node.args[position] for position in body.updates[:1]]  # type: ignore[misc]
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and "body" in source.meta and isinstance(node.args[1], int):
+            body = self._program.body_of(source)
+            return [source.args[body.updates[node.args[1]]]]  # type: ignore[list-item]
+        return node.all_input_nodes
+
+
+def size_of_sum(rest: Size, before: Size) -> Size:
+    """The rows behind the grid: what is left of those beside it."""
+    after = sympy.expand(sympy.sympify(rest) - before)
+    return int(after) if after.is_number else after
