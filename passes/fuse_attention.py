@@ -79,7 +79,7 @@ def _written_around(body: Body, softmax: fx.Node) -> Written | None:
         return None
     product, scale, mask = below
     output, dropout = above
-    query, key_transposed = product.args[:2]
+    query, key_transposed = product.args[-2:]
     value = output.args[1]
     parts = (query, key_transposed, value)
     if not all(isinstance(part, fx.Node) for part in parts) or shape_of(query)[:-2] != shape_of(value)[:-2]:  # type: ignore[arg-type]
@@ -91,6 +91,8 @@ def _below(node: fx.Node) -> tuple[fx.Node, float, fx.Node | None] | None:
     """From the logits down to the product of queries and keys, collecting scale and mask on the way."""
     scale, mask = 1.0, None
     while node.target not in _MATMUL:
+        if node.target == aten.baddbmm.default:
+            return _of_baddbmm(node, scale, mask)
         if len(node.users) > 1 or not node.args or not isinstance(node.args[0], fx.Node):
             return None
         operand = node.args[1] if len(node.args) > 1 else None
@@ -107,6 +109,17 @@ def _below(node: fx.Node) -> tuple[fx.Node, float, fx.Node | None] | None:
             return None
         node = node.args[0]
     return (node, scale, mask) if len(node.users) == 1 else None
+
+
+def _of_baddbmm(node: fx.Node, scale: float, mask: fx.Node | None) -> tuple[fx.Node, float, fx.Node | None] | None:
+    """``beta * bias + alpha * Q K^T``: a scale and a mask in one."""
+    beta, alpha = node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)
+    if len(node.users) > 1 or not isinstance(alpha, (int, float)):
+        return None
+    if beta == 0:
+        return node, scale * alpha, mask
+    bias = node.args[0]
+    return (node, float(alpha), bias) if beta == 1 and mask is None and scale == 1.0 else None  # type: ignore[return-value]
 
 
 def _above(softmax: fx.Node) -> tuple[fx.Node, float] | None:

@@ -55,6 +55,9 @@ class _Split:
             made[node, "query"].meta = dict(node.meta)
             if position in aligned:
                 made[node, "query"].meta["val"] = self._resized(node, {axis: "query" for axis in range(len(shape_of(node)))})
+        for node in placeholders:  # a size that is folded into that of the keys comes along with them
+            if any(self._is_size_in(node, other) for other in placeholders if "key" in wanted[other]):
+                wanted[node].add("key")
         twins = [Twin(p, level) for p in aligned for level in ("key", "cross") if level in wanted[placeholders[p]]]
         for twin in twins:
             node = placeholders[twin.position]
@@ -68,6 +71,11 @@ class _Split:
                 for level in sorted(wanted[node], key=_ORDER.index):
                     made[node, level] = self._copy(graph, node, level, made)
         return dataclasses.replace(body, name=name, graph=graph, twins=tuple(twins))
+
+    def _is_size_in(self, node: fx.Node, other: fx.Node) -> bool:
+        value = node.meta["val"]
+        symbol = size_of(value) if isinstance(value, torch.SymInt) else None
+        return symbol in self.body.moving and any(symbol in sympy.sympify(size).free_symbols for size in shape_of(other))
 
     def _copy(self, graph: fx.Graph, node: fx.Node, level: Level, made: dict[tuple[fx.Node, Level], fx.Node]) -> fx.Node:
         levels = dict(self._sources(node, level))

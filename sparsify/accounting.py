@@ -19,10 +19,11 @@ from .shapes import shape_of
 
 @dataclass(frozen=True)
 class Costs:
-    """Multiply-adds of a program as expressions: outside of the trunk, and for each block."""
+    """Of a program, as expressions: multiply-adds outside of the trunk and of each block, and the tokens of each block."""
 
     outside: sympy.Expr
     blocks: list[sympy.Expr]
+    tokens: list[sympy.Expr]
 
     @classmethod
     def of(cls, program: Program) -> Costs:
@@ -30,7 +31,8 @@ class Costs:
         others = [node for node in program.all_block_nodes if node.target not in program.paths]
         bodies = {name: graph_cost(body.graph) for name, body in program.bodies.items()}
         outside = graph_cost(program.graph) + sympy.Add(*(block_cost(program, node, bodies) for node in others))
-        return cls(outside, [block_cost(program, node, bodies) for node in program.block_nodes])
+        costs = [block_cost(program, node, bodies) for node in program.block_nodes]
+        return cls(outside, costs, [_tokens(program, node, program.body_of(node).tokens) for node in program.block_nodes])
 
 
 def make_report(
@@ -45,13 +47,13 @@ def make_report(
     outside = [evaluate(sparse.outside, at) for at in sizes]
     totals = [outside[i] + sum(block[i] for block in costs) for i in range(len(sizes))]
     blocks = []
-    for node, cost, dense_cost, role in zip(
-        program.block_nodes, costs, dense.blocks, _actual_roles(program, policy), strict=True
+    for node, cost, dense_cost, dense_tokens, role in zip(
+        program.block_nodes, costs, dense.blocks, dense.tokens, _actual_roles(program, policy), strict=True
     ):
         body = program.body_of(node)
         twins = [len(body.placeholders) - len(body.twins) + i for i, t in enumerate(body.twins) if t.position == body.tokens]
-        tokens = [_token_count(program, node, body.tokens, at) for at in sizes]
-        keys = [_token_count(program, node, twins[0] if twins else body.tokens, at) for at in sizes]
+        tokens = [evaluate(_tokens(program, node, body.tokens), at) for at in sizes]
+        keys = [evaluate(_tokens(program, node, twins[0] if twins else body.tokens), at) for at in sizes]
         mean = sum(share * value for share, value in zip(shares, cost, strict=True))
         blocks.append(
             BlockReport(
@@ -60,6 +62,7 @@ def make_report(
                 why=role.why,
                 tokens=tuple(tokens),
                 keys=tuple(keys),
+                tokens_dense=evaluate(dense_tokens, sizes[0]),
                 gflops_dense=evaluate(dense_cost, sizes[0]) / 1e9,
                 gflops=tuple(value / 1e9 for value in cost),
                 gflops_mean=mean / 1e9,
@@ -74,6 +77,7 @@ def make_report(
         grid=program.grid_hint,
         grid_source=program.grid_source,
         timestep=program.timestep,
+        way=program.way,
         gflops_dense=dense_total / 1e9,
         gflops=sum(share * total for share, total in zip(shares, totals, strict=True)) / 1e9,
         parameters=parameters,
@@ -104,9 +108,8 @@ def _sizes(program: Program, pooled: Grid) -> dict[sympy.Basic, int]:
     return sizes
 
 
-def _token_count(program: Program, node: torch.fx.Node, position: int, sizes: dict[sympy.Basic, int]) -> int:
-    count = shape_of(node.args[position])[program.body_of(node).token_axis]  # type: ignore[arg-type]
-    return count if isinstance(count, int) else evaluate(count, sizes)
+def _tokens(program: Program, node: torch.fx.Node, position: int) -> sympy.Expr:
+    return sympy.sympify(shape_of(node.args[position])[program.body_of(node).token_axis])  # type: ignore[arg-type]
 
 
 def _actual_roles(program: Program, policy: Policy) -> list[Role]:

@@ -118,7 +118,10 @@ def unrecognised_mixing(body: Body) -> str | None:
     """A value with a row and a column for every token that no recognised attention or mask accounts for, or None."""
     masks = {attention.mask for attention in self_attentions(body)} - {None}
     for node in body.graph.nodes:
-        if node.op == "call_function" and len(moving_axes(body, node)) > 1 and masks.isdisjoint(dependents(body.graph, [node])):
+        shape = shape_of(node)
+        symbols = [symbol for axis in moving_axes(body, node) for symbol in shape[axis].free_symbols & body.moving]
+        squared = len(symbols) > len(set(symbols))  # an image of height x width has two axes too, but different ones
+        if node.op == "call_function" and squared and masks.isdisjoint(dependents(body.graph, [node])):
             return f"{node.name} ({node.target}) has a row and a column per token, in a way that is not recognised as attention"
     return None
 

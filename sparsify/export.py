@@ -98,12 +98,11 @@ def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf]) ->
 def _unwrap_size(placeholder: fx.Node) -> None:
     """Let the size come as an integer, not as the length of an empty tensor."""
     graph, fake = placeholder.graph, placeholder.meta["val"]
-    for user in list(placeholder.users):
-        if user.target == aten.sym_size.int:
-            user.replace_all_uses_with(placeholder)
-            graph.erase_node(user)
-    if placeholder.users:
+    if any(user.target != aten.sym_size.int for user in placeholder.users):
         raise CaptureError(f"the size {placeholder.name} is used as a tensor.")
+    for user in list(placeholder.users):
+        user.replace_all_uses_with(placeholder)
+        graph.erase_node(user)
     placeholder.meta["val"] = fake.shape[0]
 
 

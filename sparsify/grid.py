@@ -65,10 +65,15 @@ def _streams(program: Program) -> list[fx.Node]:
 def _merged_axes(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
     """The axes that a view merges into the axis of the tokens."""
     unclear = None
+    size = sympy.sympify(shape_of(tokens)[1])
+    terms = sympy.Add.make_args(sympy.expand(size)) if size.free_symbols else ()
     for node, axis in _ancestors_along(tokens, 1):
         for source in node.all_input_nodes if node.target in _VIEWS else ():
             if _has_shape(source) and len(sides := _sources_of_axis(shape_of(source), shape_of(node), axis)) >= 2:
+                sides = tuple(factor for side in sides for factor in _in_order(program, side))
                 if _are_axes_of_the_latent(sides):
+                    if terms and not any(_equal(math.prod(sides), term) for term in terms):
+                        continue  # a table of positions for some of the axes
                     return sides, f"axes merged by {node.name}"
                 unclear = unclear or GridError(
                     f"the token grid is not clear: {node.name} merges axes of sizes {sides}, which are not the axes of an "
@@ -89,14 +94,21 @@ def _are_axes_of_the_latent(sides: Sequence[Size]) -> bool:
 def _factors(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
     """The factors of a term of the number of tokens that each go with an axis of one input, in the order of these axes."""
     for term in sympy.Add.make_args(sympy.expand(sympy.sympify(shape_of(tokens)[1]))):
-        factors = [factor for factor in sympy.Mul.make_args(term) if factor != 1]
-        for latent in program.placeholders:
-            order = [size.free_symbols for size in map(sympy.sympify, shape_of(latent))]
-            axes = [next((i for i, symbols in enumerate(order) if symbols and f.free_symbols <= symbols), None) for f in factors]
-            if 2 <= len(factors) <= 3 and None not in axes and len(set(axes)) == len(axes):
-                sides = tuple(factor for _, factor in sorted(zip(axes, factors, strict=True), key=lambda pair: pair[0]))  # type: ignore[arg-type,return-value]
-                return sides, f"axes of {latent.name}"
+        sides = _in_order(program, term)
+        if len(sides) in (2, 3):
+            return sides, f"sizes of the inputs in {tokens.name}"
     return None
+
+
+def _in_order(program: Program, product: Size) -> tuple[Size, ...]:
+    """The factors of a product in the order of the axes of the input that they belong to, or else the product alone."""
+    factors = [factor for factor in sympy.Mul.make_args(sympy.sympify(product)) if factor != 1]
+    for latent in program.placeholders:
+        order = [size.free_symbols for size in map(sympy.sympify, shape_of(latent))]
+        axes = [next((i for i, symbols in enumerate(order) if symbols and f.free_symbols <= symbols), None) for f in factors]
+        if len(factors) > 1 and None not in axes and len(set(axes)) == len(axes):
+            return tuple(factor for _, factor in sorted(zip(axes, factors, strict=True), key=lambda pair: pair[0]))  # type: ignore[arg-type,return-value]
+    return (product,)
 
 
 def _from_integers(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
@@ -167,6 +179,9 @@ def _give_grid(program: Program, streams: Sequence[fx.Node], given: tuple[int, .
                 program.grid = read_grid(program, symbol, FixedGrid(given))
                 _set_equal(program, symbol, math.prod(program.grid))
                 return
+        if len(given) == 1 and FixedGrid(given).sides(program.hint(count)) == (program.hint(count),):
+            program.grid = (count,)
+            return
     counts = [f"{program.hint(shape_of(tokens)[1])} ({_sizes_text(tokens)})" for tokens in streams[:2]]
     raise GridError(f"grid {given} has {math.prod(given)} tokens but the trunk has {' or '.join(counts)}.")
 

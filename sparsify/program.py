@@ -113,6 +113,7 @@ class Program:
         density: the schedule behind the density node, once there is one.
         restores: the new layers that passes ask for.
         skips: what passes left alone.
+        way: how the model was captured, for the report.
         stage: ``captured``, ``analysed`` or ``sparse``.
         probes: for bodies that were tried, why they must not be split, or None.
         verified: what the verifier has run already, see there.
@@ -134,6 +135,7 @@ class Program:
     density: Density | None = None
     restores: list[Restore] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    way: str = "whole graph"
     stage: str = "captured"
     probes: dict[str, str | None] = field(default_factory=dict, repr=False)
     verified: dict[str, Any] = field(default_factory=dict, repr=False)

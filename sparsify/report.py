@@ -26,13 +26,14 @@ class DensityReport:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """One block: ``tokens`` and ``gflops`` hold one number per density, in the order of ``Report.densities``."""
+    """One block: ``tokens_dense`` is the length of its sequence before the rewrite, ``tokens`` and ``gflops`` hold one number per density, in the order of ``Report.densities``."""
 
     path: str
     role: str
     why: str
     tokens: tuple[int, ...]
     keys: tuple[int, ...]
+    tokens_dense: int
     gflops_dense: float
     gflops: tuple[float, ...]
     gflops_mean: float
@@ -61,6 +62,7 @@ class Report:
     grid: Grid
     grid_source: str
     timestep: str | None
+    way: str
     gflops_dense: float
     gflops: float
     parameters: int

@@ -9,6 +9,7 @@ import sympy
 import torch
 from sympy import Expr
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -26,7 +27,8 @@ Size: TypeAlias = Any  # a number or a sympy expression; sympy has no types
 def compute_value(node: fx.Node, values: Mapping[fx.Node, Any], mode: FakeTensorMode) -> Any:
     """What a ``call_function`` node yields, as a fake tensor or symbolic size, from the values of its arguments."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
-    with mode, torch.no_grad():
+    # With Python's dispatcher composite operators keep sizes symbolic, as they do while torch.export traces.
+    with mode, torch.no_grad(), enable_python_dispatcher():
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 

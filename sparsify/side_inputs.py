@@ -54,7 +54,7 @@ class SideValues:
             return Pooling("centre", form)
         for sibling in siblings:
             other = self.of(sibling) if sibling is not node and _same_kind(sibling.meta["val"], fake) else None
-            if other is not None and _is_one(value * value + other * other):
+            if other is not None and other.shape == value.shape and _is_one(value * value + other * other):
                 return Pooling("centre", "partner", sibling)
         if not value.is_complex() and bool((value <= _BLOCKED).any()) and bool(((value == 0) | (value <= _BLOCKED)).all()):
             return Pooling("max")

@@ -41,7 +41,7 @@ def bind_sizes(env: ShapeEnv, body: Body, call: fx.Node) -> None:
     """
     bound = binding(body, call)
     facts = [
-        sympy.Eq(sympy.sympify(outer), sympy.sympify(inner).xreplace(bound))
+        _equality(sympy.sympify(outer), sympy.sympify(inner).xreplace(bound))
         for inner, outer in _pairs(body, call)
         if sympy.sympify(inner).free_symbols <= set(bound)  # the names of the block's symbols may be those of others outside
     ]
@@ -51,6 +51,12 @@ def bind_sizes(env: ShapeEnv, body: Body, call: fx.Node) -> None:
             continue
         if fact == sympy.false or not env.evaluate_expr(fact):
             raise CaptureError(f"{call.target} is called with sizes that it was not captured for: {fact} does not hold.")
+
+
+def _equality(a: sympy.Expr, b: sympy.Expr) -> sympy.Basic:
+    """``a == b`` without common factors, so that it ties a symbol to a symbol where it can."""
+    numerator, denominator = sympy.fraction(sympy.cancel(a / b)) if b != 0 else (a, b)
+    return sympy.Eq(numerator, denominator)
 
 
 def _pairs(body: Body, call: fx.Node) -> list[tuple[Size, Size]]:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsify import SDTM, Density, Policy, PolicyError
 from sparsify.attention import SDPA, Attention
+from sparsify.ops import restore_tokens
 from sparsify.passes import (
     BlockRange,
     Cleanup,
@@ -160,7 +161,7 @@ def test_fuse_attention_leaves_what_only_looks_like_attention(score, monkeypatch
     assert FuseAttention().run(program) == 0
     assert DENSITY.run(program) == 1
     assert SparseDense(BlockRange(0, 5)).run(program) == 0
-    assert "no attention over the trunk's tokens" in program.skips[-1].reason
+    assert "in a way that is not recognised as attention" in program.skips[-1].reason
 
 
 # --- density and sparse-dense ------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ def test_sparse_dense_refuses_with_reasons() -> None:
     assert "part of a sparse-dense module already" in program.skips[-1].reason
 
 
-def test_a_block_that_is_not_alone_on_its_tokens_is_refused() -> None:
+def test_tokens_read_outside_of_the_chain_are_restored_first() -> None:
     program = analysed(plain())
     DENSITY.run(program)
     nodes = program.block_nodes
@@ -255,8 +256,10 @@ def test_a_block_that_is_not_alone_on_its_tokens_is_refused() -> None:
         leak = program.graph.call_function(aten.add.Tensor, (nodes[5], nodes[1]))
     leak.meta["val"] = nodes[5].meta["val"]
     nodes[5].replace_all_uses_with(leak, delete_user_cb=lambda user: user is not leak)
-    assert SparseDense(BlockRange(0, 5)).run(program) == 0
-    assert "the tokens of blocks.1 are used outside" in program.skips[-1].reason
+    assert SparseDense(BlockRange(0, 5)).run(program) == 1
+    program.stage = "sparse"
+    assert leak.args[1].target is restore_tokens and leak.args[1].args[0] is nodes[1]
+    verify(program, "test")
 
 
 @pytest.mark.parametrize(

@@ -192,13 +192,18 @@ def _inputs_t5_film(batch: int, size: int) -> dict[str, Any]:
     }
 
 
+def _sequence(size: int) -> dict[str, Any]:
+    """The latent is (batch, length, channels), which packed image tokens are too: the caller has to say what it is."""
+    return {"grid": (-1,)}
+
+
 MODELS: list[Entry] = [
     Entry("StableAudioDiTModel", "audio", _make_stable_audio, _inputs_stable_audio, _grid),
     Entry("StableAudio3DiTModel", "audio", _make_stable_audio_3, _inputs_stable_audio_3, _grid),
-    Entry("AceStepTransformer1DModel", "audio", _make_ace_step, _inputs_ace_step, _grid),
-    Entry("LongCatAudioDiTTransformer", "audio", _make_longcat, _inputs_longcat, _grid),
+    Entry("AceStepTransformer1DModel", "audio", _make_ace_step, _inputs_ace_step, _grid, options=_sequence),
+    Entry("LongCatAudioDiTTransformer", "audio", _make_longcat, _inputs_longcat, _grid, options=_sequence),
     Entry("MiniMaxMusic3Transformer1DModel", "audio", _make_minimax, _inputs_minimax, _grid),
-    Entry("T5FilmDecoder", "audio", _make_t5_film, _inputs_t5_film, _grid),
+    Entry("T5FilmDecoder", "audio", _make_t5_film, _inputs_t5_film, _grid, options=_sequence),
 ]
 
 LEFT_OUT: dict[str, str] = {
