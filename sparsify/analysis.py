@@ -14,7 +14,7 @@ from .grid import find_grid
 from .layout import Layouts
 from .policy import Policy
 from .program import Body, Program
-from .shapes import shape_of
+from .shapes import shape_of, symbolic
 from .sizes import binding
 from .timestep import find_timestep
 
@@ -43,6 +43,7 @@ def analyse(program: Program, policy: Policy, grid: tuple[int, ...] | None, time
     if policy.kind == "dense" or not policy.sdtm:
         return policy.kind != "dense"
     check_chain(program)
+    restate_sizes(program)
     pools = check_density(policy, program.grid_hint)
     if pools:
         program.timestep = find_timestep(program, timestep)
@@ -78,14 +79,36 @@ def find_tokens(program: Program) -> None:
     program.paths = trunk
 
 
+def restate_sizes(program: Program) -> None:
+    """Let what goes along with the tokens claim sizes in terms of the grid, where only the block knows that it does.
+
+    The outer trace may have taken such a size for a number, or for another symbol; a guard on the inputs holds them equal.
+    """
+    layouts = Layouts(program)
+    for call in program.block_nodes:
+        body = program.body_of(call)
+        bound = binding(body, call)
+        for argument, placeholder in zip(call.args, body.placeholders, strict=True):
+            if not isinstance(argument, fx.Node) or not isinstance(argument.meta["val"], torch.Tensor):
+                continue
+            claimed = shape_of(argument)
+            known = [sympy.sympify(size).xreplace(bound) for size in shape_of(placeholder)]
+            if any(layouts.is_aligned(k) and sympy.expand(k - c) != 0 for c, k in zip(claimed, known, strict=True)):
+                sizes = [k if layouts.is_aligned(k) else c for c, k in zip(claimed, known, strict=True)]
+                fake = argument.meta["val"]
+                with program.fake_mode:
+                    shape = [symbolic(program.shape_env, size, program.hint(size)) for size in sizes]
+                    argument.meta["val"] = fake.new_empty(shape)
+                argument.meta["restated"] = True
+
+
 def check_chain(program: Program) -> None:
-    """Every block must be fed, directly or through operators, by the tokens of the one before it."""
+    """Every block must be fed, directly or through operators, by the one before it; a decoder may do so through its text."""
     import networkx
 
     flow = networkx.DiGraph((source, node) for node in program.graph.nodes for source in node.all_input_nodes)
     for below, above in itertools.pairwise(program.block_nodes):
-        tokens = program.tokens_in(above)
-        if below is not tokens and not networkx.has_path(flow, below, tokens):
+        if not networkx.has_path(flow, below, above):
             raise CaptureError(f"{above.target} does not take its tokens from {below.target}; they form no chain.")
 
 

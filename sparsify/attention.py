@@ -94,7 +94,7 @@ def contractions(body: Body) -> list[fx.Node]:
     moving = moving_nodes(body)
     found = []
     for node in body.graph.nodes:
-        if node.op == "call_function" and node.target != SDPA and isinstance(node.meta.get("val"), torch.Tensor):
+        if node.target in _SUMS:
             sources = [source for source in node.all_input_nodes if source in moving]
             if any(moving_axes(body, source) for source in sources) and not moving_axes(body, node):
                 found.append(node)
@@ -154,6 +154,10 @@ def refusal_of_counts(body: Body, sizes: Mapping[sympy.Basic, int]) -> str | Non
     return None
 
 
+_SUMS = {
+    aten.matmul.default, aten.mm.default, aten.bmm.default, aten.baddbmm.default, aten.einsum.default, aten.sum.dim_IntList,
+    aten.mean.dim, aten.amax.default, aten.amin.default, aten.logsumexp.default, aten.var.correction, aten.std.correction,
+}  # fmt: skip
 _SAME_EVERYWHERE = {
     aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format, aten.expand.default,
 }  # fmt: skip

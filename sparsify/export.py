@@ -89,6 +89,7 @@ def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf]) ->
     constants: dict[str, Any] = {}
     graph = _unlift(program, call.input_names, constants)
     shape_env = next(env for node in graph.nodes if (env := _shape_env(node)) is not None)
+    shape_env.frozen = False  # what blocks know of their sizes is still to come, and must not be ignored
     for node, is_size in zip(graph.find_nodes(op="placeholder"), sizes, strict=True):
         if is_size:
             _unwrap_size(node)
@@ -136,9 +137,24 @@ def _unlift(program: ExportedProgram, names: Sequence[str], constants: dict[str,
             name = f"region_{len(constants)}"
             constants[name] = getattr(program.graph_module, str(node.target))
             copied[node] = graph.create_node("get_attr", name)
+        elif node.target == aten.copy.default:
+            copied[node] = _copied_onto(graph, node, copied)
         elif node.op != "placeholder" and not _is_noise(node):
             copied[node] = graph.node_copy(node, copied.__getitem__)
     return graph
+
+
+def _copied_onto(graph: fx.Graph, node: fx.Node, copied: dict[fx.Node, fx.Node]) -> fx.Node:
+    """``copy``, what is left of an in-place write, in operators that have a derivative: the source in the target's form."""
+    target, source = node.args[:2]
+    value = copied[source]  # type: ignore[index]
+    if target.meta["val"].dtype != source.meta["val"].dtype:  # type: ignore[union-attr]
+        value = graph.call_function(aten.to.dtype, (value, target.meta["val"].dtype))  # type: ignore[union-attr]
+        value.meta["val"] = source.meta["val"].to(target.meta["val"].dtype)  # type: ignore[union-attr]
+    if target.meta["val"].shape != source.meta["val"].shape:  # type: ignore[union-attr]
+        value = graph.call_function(aten.expand_as.default, (value, copied[target]))  # type: ignore[index]
+        value.meta["val"] = node.meta["val"]
+    return value
 
 
 def _get_attr(graph: fx.Graph, spec: Any, program: ExportedProgram, constants: dict[str, Any]) -> fx.Node:

@@ -33,8 +33,9 @@ def block_cost(program: Program, node: fx.Node, bodies: Mapping[str, sympy.Expr]
 
 
 def evaluate(cost: sympy.Expr, sizes: Mapping[sympy.Basic, int]) -> int:
-    """The number of multiply-adds for concrete sizes."""
-    return int(cost.xreplace({symbol: sympy.Integer(size) for symbol, size in sizes.items()}))
+    """The number of multiply-adds for concrete sizes; what depends on values (a count of valid tokens) counts as nothing."""
+    known = cost.xreplace({symbol: sympy.Integer(size) for symbol, size in sizes.items()})
+    return int(known.xreplace(dict.fromkeys(known.free_symbols, sympy.Integer(0))))
 
 
 def _product(sizes: tuple[Size, ...]) -> Size:

@@ -17,6 +17,7 @@ from .errors import GridError
 from .grid_readers import FixedGrid, GridOfPositions, sides_of_positions
 from .program import GRID, Program
 from .shapes import Size, emit_size, new_size, shape_of, size_of
+from .sizes import set_equal
 
 aten = torch.ops.aten
 
@@ -87,8 +88,8 @@ def _merged_axes(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], s
 def _are_axes_of_the_latent(sides: Sequence[Size]) -> bool:
     """Two or three axes that each go with one axis of the inputs, or that are all fixed numbers."""
     symbols: list[set[sympy.Symbol]] = [getattr(side, "free_symbols", set()) for side in sides]
-    fixed = not any(symbols)
-    return len(sides) <= 3 and (fixed or (all(len(s) == 1 for s in symbols) and len(set().union(*symbols)) == len(sides)))
+    open_sides = [free for free in symbols if free]
+    return len(sides) <= 3 and all(len(s) == 1 for s in open_sides) and len(set().union(*symbols)) == len(open_sides)
 
 
 def _factors(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
@@ -103,8 +104,9 @@ def _factors(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] 
 def _in_order(program: Program, product: Size) -> tuple[Size, ...]:
     """The factors of a product in the order of the axes of the input that they belong to, or else the product alone."""
     factors = [factor for factor in sympy.Mul.make_args(sympy.sympify(product)) if factor != 1]
-    for latent in program.placeholders:
-        order = [size.free_symbols for size in map(sympy.sympify, shape_of(latent))]
+    numbers = [sympy.sympify(size_of(value)) for node in program.placeholders if isinstance(value := node.meta["val"], torch.SymInt)]
+    for shape in (*map(shape_of, program.placeholders), numbers):
+        order = [size.free_symbols for size in map(sympy.sympify, shape)]
         axes = [next((i for i, symbols in enumerate(order) if symbols and f.free_symbols <= symbols), None) for f in factors]
         if len(factors) > 1 and None not in axes and len(set(axes)) == len(axes):
             return tuple(factor for _, factor in sorted(zip(axes, factors, strict=True), key=lambda pair: pair[0]))  # type: ignore[arg-type,return-value]
@@ -124,7 +126,7 @@ def _from_integers(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...],
                     numbers = tuple(map(program.hint, sides))
                     if math.prod(numbers) == program.hint(symbol) and min(numbers) > 0:
                         grid = sides if integers is open_sizes else read_grid(program, symbol, FixedGrid(numbers))
-                        _set_equal(program, symbol, math.prod(grid))
+                        set_equal(program.shape_env, symbol, math.prod(grid))
                         return grid, f"the inputs {', '.join(names)}"
     return None
 
@@ -140,9 +142,9 @@ def _from_positions(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...]
             sides = None if value is None else sides_of_positions(value)
             if sides is not None and math.prod(sides) == program.hint(symbol):
                 if isinstance(shape[-2], sympy.Symbol) and shape[-2] != symbol:
-                    _set_equal(program, shape[-2], symbol)
+                    set_equal(program.shape_env, shape[-2], symbol)
                 grid = read_grid(program, symbol, GridOfPositions(len(sides)), node)
-                _set_equal(program, symbol, math.prod(grid))
+                set_equal(program.shape_env, symbol, math.prod(grid))
                 return grid, f"the positions in {node.name}"
     return None
 
@@ -177,7 +179,7 @@ def _give_grid(program: Program, streams: Sequence[fx.Node], given: tuple[int, .
         for symbol in _lone_symbols(program, tokens):
             if math.prod(FixedGrid(given).sides(program.hint(symbol))) == program.hint(symbol):
                 program.grid = read_grid(program, symbol, FixedGrid(given))
-                _set_equal(program, symbol, math.prod(program.grid))
+                set_equal(program.shape_env, symbol, math.prod(program.grid))
                 return
         if len(given) == 1 and FixedGrid(given).sides(program.hint(count)) == (program.hint(count),):
             program.grid = (count,)
@@ -190,13 +192,6 @@ def _lone_symbols(program: Program, tokens: fx.Node) -> list[sympy.Symbol]:
     """Symbols that may stand for the number of tokens of the grid: terms of the length of the sequence."""
     terms = sympy.Add.make_args(sympy.sympify(shape_of(tokens)[1]))
     return [term for term in terms if isinstance(term, sympy.Symbol)]
-
-
-def _set_equal(program: Program, symbol: sympy.Symbol, size: Size) -> None:
-    """Write ``size`` wherever the graph's sizes have ``symbol``; it is the reader of the grid that checks it at a call."""
-    env = program.shape_env
-    env.replacements[symbol] = sympy.sympify(size)
-    env._update_version_counter()
 
 
 def read_grid(program: Program, count: sympy.Symbol, reader: Any, *inputs: fx.Node) -> tuple[sympy.Symbol, ...]:

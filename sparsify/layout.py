@@ -76,10 +76,16 @@ class Layouts:
         """What becomes of a size when the dense grid gives way to the pooled one."""
         if not self.is_aligned(size):
             return sympy.sympify(size)
-        sides = [size_of(node.meta["val"]) for node in self._program.pooled_nodes]
-        if self._fixed:
-            return sympy.sympify(math.prod(sides) + size - self._total)
-        return self._marked(size).xreplace(dict(zip(self._marks, sides, strict=True)))
+        program = self._program
+        kept = program.density is not None and program.density.keeps_time(program.grid_hint)
+        pooled = [size_of(node.meta["val"]) for node in program.pooled_nodes]
+        if kept:
+            pooled[0] = program.grid[0]
+        try:
+            rest, folded, sides = self._taken_apart(str(size), size)
+        except RewriteError:  # a size inside of an operator, a flag: any function of the sides
+            return self._marked(size).xreplace(dict(zip(self._marks, pooled, strict=True)))
+        return sympy.sympify(rest + folded * math.prod(pooled[side] for side in sides))
 
     def of(self, node: fx.Node) -> Layout:
         """The axes of a tensor that hold the grid; none if it does not follow the tokens.
@@ -95,7 +101,7 @@ class Layouts:
         for axis, size in enumerate(shape_of(node)):
             if not self.is_aligned(size):
                 continue
-            rest, sides = self._taken_apart(node, size)
+            rest, _, sides = self._taken_apart(node.name, size)
             before = self._rows_before(node, axis, set()) if rest != 0 else 0
             if before is None:
                 before = self._known.get(rest)
@@ -112,7 +118,7 @@ class Layouts:
             for position in self._program.body_of(call).updates:
                 tokens = call.args[position]
                 for axis, size in enumerate(shape_of(tokens)):  # type: ignore[arg-type]
-                    if self.is_aligned(size) and (rest := self._taken_apart(tokens, size)[0]) != 0:  # type: ignore[arg-type]
+                    if self.is_aligned(size) and (rest := self._taken_apart(str(tokens), size)[0]) != 0:
                         before = self._rows_before(tokens, axis, set())  # type: ignore[arg-type]
                         known.update({} if before is None else {rest: before})
         for call in {self._program.body_of(call).name: call for call in self._program.block_nodes}.values():
@@ -142,21 +148,27 @@ class Layouts:
         marks = {side: mark for side, mark in zip(self._program.grid, self._marks, strict=True) if not isinstance(side, int)}
         return sympy.expand(expression.xreplace(marks))
 
-    def _taken_apart(self, node: fx.Node, size: Size) -> tuple[Size, tuple[int, ...]]:
-        """The rows beside the grid, and the sides of the grid, in ``rest + folded * side * side``."""
+    def _taken_apart(self, name: str, size: Size) -> tuple[Size, Size, tuple[int, ...]]:
+        """In ``rest + folded * side * side`` the rows beside the grid, what is folded with it, and which sides these are."""
         if self._fixed:
-            return size - self._total, tuple(range(len(self._marks)))
+            return size - self._total, 1, tuple(range(len(self._marks)))
         terms = sympy.Add.make_args(self._marked(size))
         moving = [term for term in terms if term.free_symbols & set(self._marks)]
         rest = sympy.Add(*(term for term in terms if term not in moving))
         factors = list(sympy.Mul.make_args(moving[0])) if len(moving) == 1 else []
-        sides = tuple(index for index, mark in enumerate(self._marks) if mark in factors)
-        folded = [factor for factor in factors if factor not in self._marks]
-        nested = any(factor.free_symbols & set(self._marks) for factor in folded)
-        repeated = len(sides) != sum(factor in self._marks for factor in factors)
-        if not sides or nested or repeated or (folded and rest != 0) or sides != tuple(range(sides[0], sides[-1] + 1)):
-            raise RewriteError(f"the size {size} of {node.name} depends on the token grid in a way that is not understood")
-        return rest, sides
+        sides = [index for index, mark in enumerate(self._marks) if mark in factors]
+        folded = sympy.Mul(*(factor for factor in factors if factor not in self._marks))
+        for index in reversed(range(min(sides, default=0))):  # a side that is a number is no symbol to look for
+            side = self._program.grid[index]
+            number = folded.as_coeff_Mul()[0]
+            if isinstance(side, int) and number % side == 0:
+                sides.insert(0, index)
+                folded = folded / side
+        nested = bool(folded.free_symbols & set(self._marks))
+        repeated = sum(factor in self._marks for factor in factors) > len(sides)
+        if not sides or nested or repeated or (folded != 1 and rest != 0) or sides != list(range(sides[0], sides[-1] + 1)):
+            raise RewriteError(f"the size {size} of {name} depends on the token grid in a way that is not understood")
+        return rest, folded, tuple(sides)
 
     def _rows_before(self, node: fx.Node, axis: int, seen: set[fx.Node]) -> Size | None:
         """How many rows stand before the grid on this axis, from the concatenation it came from."""
@@ -171,7 +183,7 @@ class Layouts:
                 rows: Size = 0
                 for part in parts:
                     if self.is_aligned(part_size := shape_of(part)[axis]):
-                        inner = 0 if self._taken_apart(part, part_size)[0] == 0 else self._rows_before(part, axis, seen)
+                        inner = 0 if self._taken_apart(part.name, part_size)[0] == 0 else self._rows_before(part, axis, seen)
                         return None if inner is None else rows + inner
                     rows = rows + part_size
         for source in self._sources(node):

@@ -98,4 +98,5 @@ def _emit_symbol(graph: fx.Graph, symbol: Expr) -> fx.Proxy:
 
 def symbolic(env: ShapeEnv, size: Size, hint: int) -> int | torch.SymInt:
     """A size as shapes of fake tensors take it."""
-    return int(size) if isinstance(size, int) or size.is_number else env.create_symintnode(size, hint=hint)  # type: ignore[return-value]
+    size = sympy.sympify(size)
+    return int(size) if size.is_number else env.create_symintnode(size, hint=hint)  # type: ignore[return-value]

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from .calls import Leaf
 from .ops import How, Rotation
@@ -109,5 +108,4 @@ def _is_one(value: torch.Tensor) -> bool:
 
 
 def _same_kind(a: Any, b: Any) -> bool:
-    leaves = pytree.tree_leaves(a)
-    return len(leaves) == 1 and isinstance(a, torch.Tensor) and a.ndim == b.ndim and a.dtype == b.dtype
+    return isinstance(a, torch.Tensor) and a.ndim == b.ndim and a.dtype == b.dtype

@@ -51,10 +51,39 @@ def bind_sizes(env: ShapeEnv, body: Body, call: fx.Node) -> None:
             continue
         if fact == sympy.false or not env.evaluate_expr(fact):
             raise CaptureError(f"{call.target} is called with sizes that it was not captured for: {fact} does not hold.")
+        for symbol, size in (fact.args, fact.args[::-1]) if isinstance(fact, sympy.Eq) else ():
+            if isinstance(symbol, sympy.Symbol) and symbol not in size.free_symbols and not size.is_number:
+                set_equal(env, symbol, size)
+                break
+
+
+def set_equal(env: ShapeEnv, symbol: sympy.Symbol, size: Size) -> None:
+    """Write ``size`` wherever the graph's sizes have ``symbol``, unless either is known in terms of the other already."""
+    known = env.simplify(sympy.sympify(size))
+    if env.simplify(symbol) == symbol and symbol not in known.free_symbols:
+        env.replacements[symbol] = known
+        env._update_version_counter()
+
+
+def mismatch(body: Body, call: fx.Node) -> str | None:
+    """Two sizes of a call that must be equal inside the block and are not, as a sentence, or None."""
+    bound = binding(body, call)
+    for inner, outer in _pairs(body, call):
+        expected = sympy.sympify(inner)
+        if expected.is_number:
+            continue  # fixed inside: a guard on the inputs sees to it
+        if expected.free_symbols <= set(bound) and sympy.expand(expected.xreplace(bound) - outer) != 0:
+            return f"{call.name} gives a size of {outer} where {body.name} takes {inner}, {expected.xreplace(bound)} at this call"
+    return None
 
 
 def _equality(a: sympy.Expr, b: sympy.Expr) -> sympy.Basic:
-    """``a == b`` without common factors, so that it ties a symbol to a symbol where it can."""
+    """``a == b`` without common terms and factors, so that it ties a symbol to a symbol where it can."""
+    difference = sympy.expand(a - b)
+    parts = sympy.Add.make_args(difference)
+    if len(parts) == 2:
+        a, b = parts[0], -parts[1]
+        a, b = (-a, -b) if a.could_extract_minus_sign() else (a, b)
     numerator, denominator = sympy.fraction(sympy.cancel(a / b)) if b != 0 else (a, b)
     return sympy.Eq(numerator, denominator)
 

@@ -32,7 +32,7 @@ def find_timestep(program: Program, given: str | None = None) -> str:
         if given not in names:
             raise InputError(f"timestep={given!r} is no tensor input of the model; its tensor inputs are {names}.")
         return given
-    small = [node for node in program.placeholders if node.meta["val"].ndim <= 1]
+    small = [node for node in program.placeholders if getattr(node.meta["val"], "ndim", 2) <= 1]
     embedded = [node for node in small if _is_embedded(program, program.graph, node)]
     named = [node for node in (embedded or small) if _NAMES.search(node.name)]
     for found in (named, embedded):

@@ -10,6 +10,7 @@ import math
 import operator
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
@@ -18,6 +19,7 @@ from .errors import VerificationError
 from .ops import as_rotation, pool_tokens, restore_tokens
 from .program import DENSITY, GRID, Program
 from .shapes import compute_value, size_of
+from .sizes import mismatch
 
 _ALWAYS: tuple[object, ...] = (operator.getitem, torch.sym_sqrt, math.trunc)
 # Which functions, besides ATen operators that change nothing in place, may stand in a graph at each stage.
@@ -101,6 +103,8 @@ def _verify_blocks(program: Program) -> None:
             given, taken = argument.meta["val"] if isinstance(argument, fx.Node) else argument, placeholder.meta["val"]
             if _kind(given) != _kind(taken):
                 raise _Fault("outer graph", node, f"{node.name} gives {_text(given)} for {placeholder.name}: {_text(taken)}")
+        if program.stage == "sparse" and (unequal := mismatch(body, node)):
+            raise _Fault("outer graph", node, unequal)
         results = node.meta["val"] if isinstance(node.meta["val"], tuple) else (node.meta["val"],)
         for result, position in zip(results, body.updates, strict=True):
             if not _agree(node.args[position].meta["val"], result):  # type: ignore[union-attr]
@@ -129,7 +133,7 @@ def _verify_shapes(graph: fx.Graph, where: str, verified: dict[str, Any], run: b
                 actual = compute_value(node, values, mode)
             except (RuntimeError, ValueError, TypeError) as error:
                 raise _Fault(where, node, f"{node.name} cannot run: {error}") from error
-            if not _agree(actual, values[node]):
+            if "restated" not in node.meta and not _agree(actual, values[node]):
                 raise _Fault(where, node, f"{node.name} claims {_text(values[node])} but yields {_text(actual)}")
         verified[key] = [values[node], *(values[source] for source in node.all_input_nodes)]  # kept alive: ids are reused
 
@@ -154,7 +158,17 @@ def _same_size(a: Any, b: Any) -> bool:
     if a is b:
         return True
     sizes = size_of(a), size_of(b)
-    return bool(sizes[0] == sizes[1] or (sizes[0] - sizes[1]).expand() == 0)
+    if sizes[0] == sizes[1] or (sizes[0] - sizes[1]).expand() == 0:
+        return True
+    numbers = [size.is_number if isinstance(size, sympy.Basic) else True for size in sizes]
+    hints = [int(size) if number else _hint(value) for size, number, value in zip(sizes, numbers, (a, b), strict=True)]
+    # A number that was a size by a guard agrees with that size; a size that depends on values is new at every run.
+    return None in hints or (any(numbers) and hints[0] == hints[1])
+
+
+def _hint(size: torch.SymInt) -> int | None:
+    """The number at the sizes of the capture; None where it depends on values."""
+    return size.node.hint  # type: ignore[no-any-return]
 
 
 def _text(value: Any) -> str:

@@ -7,52 +7,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from .entry import Entry, noise, randomised
-
-PATCH, CHANNELS, TEXT, CONTEXT, POOLED, CLASSES = 2, 11, 7, 26, 21, 17
-GRIDS = ((6, 9), (5, 10))
-SQUARES = ((6, 6), (10, 10))  # the classes that take the root of the number of tokens for both sides
-DEPTH, HEADS, HEAD, WIDTH = 8, 4, 16, 64
-
-HEADED: dict[str, Any] = {"num_attention_heads": HEADS, "attention_head_dim": HEAD}
-
-
-def _grid(size: int) -> tuple[int, ...]:
-    return GRIDS[size]
-
-
-def _square(size: int) -> tuple[int, ...]:
-    return SQUARES[size]
-
-
-def _build(name: str, **config: Any) -> nn.Module:
-    import diffusers
-
-    return randomised(getattr(diffusers, name)(**config))
-
-
-def _latent(batch: int, grid: tuple[int, ...], patch: int = PATCH, channels: int = CHANNELS) -> torch.Tensor:
-    return noise(batch, channels, grid[0] * patch, grid[1] * patch, seed=1)
-
-
-def _text(batch: int, length: int = TEXT, width: int = CONTEXT, seed: int = 2) -> torch.Tensor:
-    return noise(batch, length, width, seed=seed)
-
-
-def _mask(batch: int, length: int = TEXT) -> torch.Tensor:
-    """One where there is text; every second row is three shorter."""
-    lengths = length - 3 * (torch.arange(batch) % 2)
-    return (torch.arange(length)[None] < lengths[:, None]).long()
-
-
-def _labels(batch: int) -> torch.Tensor:
-    return (5 + 4 * torch.arange(batch)) % CLASSES
-
-
-def _image(batch: int, size: int, time: float, **more: Any) -> dict[str, Any]:
-    """A latent image in patches and its timestep, an integer one where `time` is."""
-    latent, timestep = _latent(batch, GRIDS[size]), torch.full((batch,), time)
-    return {"hidden_states": latent, "timestep": timestep, "return_dict": False, **more}
+from .entry import Entry, noise
+from .images_2 import (
+    CHANNELS,
+    CLASSES,
+    CONTEXT,
+    DEPTH,
+    GRIDS,
+    HEAD,
+    HEADED,
+    HEADS,
+    PATCH,
+    POOLED,
+    SQUARES,
+    TEXT,
+    WIDTH,
+    build,
+    captioned,
+    grid_of,
+    inputs_of,
+    labelled,
+    latents,
+    mask,
+    square_of,
+    text,
+)
+from .images_2 import MODELS as MORE
 
 
 def _micro(batch: int, size: int) -> dict[str, torch.Tensor]:
@@ -64,7 +44,7 @@ def _micro(batch: int, size: int) -> dict[str, torch.Tensor]:
 
 
 def _make_dit() -> nn.Module:
-    return _build(
+    return build(
         "DiTTransformer2DModel",
         **HEADED,
         in_channels=CHANNELS,
@@ -75,12 +55,8 @@ def _make_dit() -> nn.Module:
     )
 
 
-def _inputs_dit(batch: int, size: int) -> dict[str, Any]:
-    return _image(batch, size, 500, hidden_states=_latent(batch, SQUARES[size]), class_labels=_labels(batch))
-
-
 def _make_pixart() -> nn.Module:
-    return _build(
+    return build(
         "PixArtTransformer2DModel",
         num_attention_heads=HEADS,
         attention_head_dim=12,  # of the width, each embedding of the sizes takes a third
@@ -100,12 +76,11 @@ def _inputs_pixart(batch: int, size: int) -> dict[str, Any]:
         "resolution": torch.tensor([[16.0 * height, 16.0 * width]]).repeat(batch, 1),
         "aspect_ratio": torch.tensor([[height / width]]).repeat(batch, 1),
     }
-    text = {"encoder_hidden_states": _text(batch), "encoder_attention_mask": _mask(batch)}
-    return _image(batch, size, 500, added_cond_kwargs=sizes, **text)
+    return inputs_of(batch, size, 500, added_cond_kwargs=sizes, **captioned(batch))
 
 
 def _make_hunyuan() -> nn.Module:
-    return _build(
+    return build(
         "HunyuanDiT2DModel",
         **HEADED,
         in_channels=CHANNELS,
@@ -118,7 +93,7 @@ def _make_hunyuan() -> nn.Module:
         cross_attention_dim_t5=40,
         pooled_projection_dim=POOLED,
         text_len=TEXT,
-        text_len_t5=5,
+        text_len_t5=8,
     )
 
 
@@ -126,14 +101,14 @@ def _inputs_hunyuan(batch: int, size: int) -> dict[str, Any]:
     from diffusers.models.embeddings import get_2d_rotary_pos_embed
 
     height, width = GRIDS[size]
-    return _image(
+    return inputs_of(
         batch,
         size,
         500.0,
-        encoder_hidden_states=_text(batch),
-        text_embedding_mask=_mask(batch),
-        encoder_hidden_states_t5=_text(batch, 5, 40, seed=3),
-        text_embedding_mask_t5=_mask(batch, 5),
+        encoder_hidden_states=text(batch),
+        text_embedding_mask=mask(batch),
+        encoder_hidden_states_t5=text(batch, 8, 40, seed=3),
+        text_embedding_mask_t5=mask(batch, 8),
         image_meta_size=torch.tensor([[128.0, 128.0, 16.0 * height, 16.0 * width, 0.0, 0.0]]).repeat(batch, 1),
         style=torch.zeros(batch, dtype=torch.long),
         image_rotary_emb=get_2d_rotary_pos_embed(HEAD, ((0, 0), (height, width)), (height, width), output_type="pt"),
@@ -141,7 +116,7 @@ def _inputs_hunyuan(batch: int, size: int) -> dict[str, Any]:
 
 
 def _make_sana() -> nn.Module:
-    return _build(
+    return build(
         "SanaTransformer2DModel",
         **HEADED,
         in_channels=CHANNELS,
@@ -156,12 +131,11 @@ def _make_sana() -> nn.Module:
 
 
 def _inputs_sana(batch: int, size: int) -> dict[str, Any]:
-    text = {"encoder_hidden_states": _text(batch), "encoder_attention_mask": _mask(batch)}
-    return _image(batch, size, 500.0, hidden_states=_latent(batch, GRIDS[size], patch=1), **text)
+    return inputs_of(batch, size, 500.0, hidden_states=latents(batch, GRIDS[size], patch=1), **captioned(batch))
 
 
 def _make_sd3(**config: Any) -> nn.Module:
-    return _build(
+    return build(
         "SD3Transformer2DModel",
         **HEADED,
         sample_size=24,
@@ -181,11 +155,11 @@ def _make_sd3_dual() -> nn.Module:
 
 
 def _inputs_sd3(batch: int, size: int) -> dict[str, Any]:
-    return _image(batch, size, 500.0, encoder_hidden_states=_text(batch), pooled_projections=noise(batch, POOLED, seed=3))
+    return inputs_of(batch, size, 500.0, encoder_hidden_states=text(batch), pooled_projections=noise(batch, POOLED, seed=3))
 
 
 def _make_auraflow() -> nn.Module:
-    return _build(
+    return build(
         "AuraFlowTransformer2DModel",
         **HEADED,
         sample_size=24,
@@ -200,11 +174,11 @@ def _make_auraflow() -> nn.Module:
 
 
 def _inputs_auraflow(batch: int, size: int) -> dict[str, Any]:
-    return _image(batch, size, 0.5, encoder_hidden_states=_text(batch))
+    return inputs_of(batch, size, 0.5, encoder_hidden_states=text(batch))
 
 
 def _make_cogview(name: str) -> nn.Module:
-    return _build(
+    return build(
         name,
         **HEADED,
         in_channels=CHANNELS,
@@ -223,7 +197,7 @@ def _make_cogview3() -> nn.Module:
 
 
 def _inputs_cogview3(batch: int, size: int) -> dict[str, Any]:
-    return _image(batch, size, 500, encoder_hidden_states=_text(batch), **_micro(batch, size))
+    return inputs_of(batch, size, 500, encoder_hidden_states=text(batch), **_micro(batch, size))
 
 
 def _make_cogview4() -> nn.Module:
@@ -231,17 +205,28 @@ def _make_cogview4() -> nn.Module:
 
 
 def _inputs_cogview4(batch: int, size: int) -> dict[str, Any]:
-    return _image(batch, size, 500.0, encoder_hidden_states=_text(batch), **_micro(batch, size))
+    return inputs_of(batch, size, 500.0, encoder_hidden_states=text(batch), **_micro(batch, size))
 
 
 MODELS: list[Entry] = [
-    Entry("DiTTransformer2DModel", "class-conditional", _make_dit, _inputs_dit, _square),
-    Entry("PixArtTransformer2DModel", "cross-attention", _make_pixart, _inputs_pixart, _grid),
-    Entry("HunyuanDiT2DModel", "long skips", _make_hunyuan, _inputs_hunyuan, _grid),
-    Entry("SanaTransformer2DModel", "linear attention", _make_sana, _inputs_sana, _grid),
-    Entry("SD3Transformer2DModel", "joint streams", _make_sd3, _inputs_sd3, _grid),
-    Entry("SD3Transformer2DModel-dual", "joint streams", _make_sd3_dual, _inputs_sd3, _grid),
-    Entry("AuraFlowTransformer2DModel", "joint streams", _make_auraflow, _inputs_auraflow, _grid),
-    Entry("CogView3PlusTransformer2DModel", "joint streams", _make_cogview3, _inputs_cogview3, _grid),
-    Entry("CogView4Transformer2DModel", "joint streams", _make_cogview4, _inputs_cogview4, _grid),
+    Entry("DiTTransformer2DModel", "class-conditional", _make_dit, labelled, square_of),
+    Entry("PixArtTransformer2DModel", "cross-attention", _make_pixart, _inputs_pixart, grid_of),
+    Entry("HunyuanDiT2DModel", "long skips", _make_hunyuan, _inputs_hunyuan, grid_of),
+    Entry("SanaTransformer2DModel", "linear attention", _make_sana, _inputs_sana, grid_of),
+    Entry("SD3Transformer2DModel", "joint streams", _make_sd3, _inputs_sd3, grid_of),
+    Entry("SD3Transformer2DModel-dual", "joint streams", _make_sd3_dual, _inputs_sd3, grid_of),
+    Entry("AuraFlowTransformer2DModel", "joint streams", _make_auraflow, _inputs_auraflow, grid_of),
+    Entry("CogView3PlusTransformer2DModel", "joint streams", _make_cogview3, _inputs_cogview3, grid_of),
+    Entry("CogView4Transformer2DModel", "joint streams", _make_cogview4, _inputs_cogview4, grid_of),
+    *MORE,
 ]
+
+LEFT_OUT: dict[str, str] = {
+    "Transformer2DModel of patches with norm_type 'ada_norm'": (
+        "its own forward fails: with one timestep for the batch, TypeError: Embedding.forward() got an unexpected keyword"
+        " argument 'hidden_dtype'; with one for each row, RuntimeError: The size of tensor a (64) must match the size of"
+        " tensor b (128) at non-singleton dimension 2"
+    ),
+    "PriorTransformer of unCLIP": "no token grid: it denoises one embedding, read off the last of a few tokens",
+    "DreamLiteTransformer2DModel with use_self_attention=False": "no token mixes with another within its blocks",
+}

@@ -41,6 +41,14 @@ def padded(batch: int, length: int = TEXT) -> torch.Tensor:
     return (torch.arange(length)[None] < lengths[:, None]).long()
 
 
+def calmed(model: nn.Module) -> nn.Module:
+    """Convolutions scaled by all that they sum over; ``randomised`` goes by the last axis, one side of the kernel."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data *= (module.weight.shape[-1] / module.weight[0].numel()) ** 0.5
+    return model
+
+
 def _sizes_ltx_2() -> dict[str, Any]:
     return {
         "in_channels": CHANNELS,
@@ -107,18 +115,17 @@ def _inputs_refiner(batch: int, size: int) -> dict[str, Any]:
 def _make_sana_wm() -> nn.Module:
     from diffusers import SanaWMTransformer3DModel
 
-    return randomised(
-        SanaWMTransformer3DModel(
-            in_channels=CHANNELS,
-            num_layers=8,
-            hidden_size=64,
-            num_attention_heads=HEADS,
-            linear_head_dim=16,
-            chunk_plucker_channels=12,
-            caption_channels=20,
-            mlp_ratio=1.5,
-        )
+    model = SanaWMTransformer3DModel(
+        in_channels=CHANNELS,
+        num_layers=8,
+        hidden_size=64,
+        num_attention_heads=HEADS,
+        linear_head_dim=16,
+        chunk_plucker_channels=12,
+        caption_channels=20,
+        mlp_ratio=1.5,
     )
+    return calmed(randomised(model))
 
 
 def _inputs_sana_wm(batch: int, size: int) -> dict[str, Any]:
@@ -178,7 +185,7 @@ def _inputs_minimax_h3(batch: int, size: int) -> dict[str, Any]:
         "encoder_hidden_states": noise(batch, TEXT, 20, seed=3),
         "timestep": at(1, 0.5),
         "timestep_indices": torch.zeros(length, dtype=torch.long),
-        "token_tags": (index >= TEXT).long() + (index >= first).long(),
+        "token_tags": torch.tensor([1, 2, 0]).repeat_interleave(torch.tensor([TEXT, sound, length - first])),
         "position_ids": positions,
         "video_indices": index[first:],
         "audio_indices": index[TEXT:first],
@@ -229,7 +236,7 @@ def _inputs_cosmos_3(batch: int, size: int) -> dict[str, Any]:
     }
 
 
-MODELS = [
+MODELS: list[Entry] = [
     Entry("LTX2VideoTransformer3DModel", "video", _make_ltx_2, _inputs_ltx_2, grid_of),
     Entry("SanaWMLTX2RefinerTransformer3DModel", "video", _make_refiner, _inputs_refiner, grid_of),
     Entry("SanaWMTransformer3DModel", "linear attention", _make_sana_wm, _inputs_sana_wm, grid_of),
