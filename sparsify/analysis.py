@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import sympy
 import torch
-from torch import fx
+from torch import fx, nn
 
 from .accounting import check_density
+from .calls import Leaf
 from .errors import CaptureError, GridError, TrunkError
 from .grid import find_grid
+from .in_place_grid import find_grid_in_place
 from .layout import Layouts
 from .policy import Policy
 from .program import Body, Program
@@ -19,7 +22,14 @@ from .sizes import binding
 from .timestep import find_timestep
 
 
-def analyse(program: Program, policy: Policy, grid: tuple[int, ...] | None, timestep: str | None) -> bool:
+def analyse(
+    program: Program,
+    policy: Policy,
+    grid: tuple[int, ...] | None = None,
+    timestep: str | None = None,
+    model: nn.Module | None = None,
+    inputs: Sequence[Leaf] = (),
+) -> bool:
     """Fill in grid, trunk and timestep where the policy needs them; whether it pools anything.
 
     Raises:
@@ -30,7 +40,11 @@ def analyse(program: Program, policy: Policy, grid: tuple[int, ...] | None, time
     """
     needed = policy.kind == "auto" or bool(policy.sdtm)
     try:
-        find_grid(program, grid)
+        if program.in_place:
+            assert model is not None  # noqa: S101  # it comes along with such a program
+            find_grid_in_place(program, model, inputs, grid)
+        else:
+            find_grid(program, grid)
     except GridError as error:
         if needed or grid is not None:
             raise

@@ -48,16 +48,21 @@ def capture(model: nn.Module, call: CallSpec, inputs: Sequence[Leaf]) -> Program
             f"{type(model).__name__} draws from Python's random module as it runs; a graph would freeze the draw."
         )
     with pristine(model):
-        for module in model.modules():
-            if getattr(module, "gradient_checkpointing", False) is True:
-                module.__dict__["gradient_checkpointing"] = False  # recomputation is not part of what the model computes
-        bodies, body_names = _capture_bodies(blocks)
+        checkpointing_off(model)
+        bodies, body_names = capture_bodies(blocks)
         for index, block in enumerate(blocks):
             block.module.forward = _opaque_forward(index, block)
         outer = capture_module(model, call, inputs)
     _restore_blocks(outer, blocks, bodies, body_names)
     paths = [block.path for block in blocks]
     return Program(outer.graph, outer.constants, bodies, paths, call, outer.output_spec, outer.shape_env)
+
+
+def checkpointing_off(model: nn.Module) -> None:
+    """Recomputation is not part of what a model computes."""
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False) is True:
+            module.__dict__["gradient_checkpointing"] = False
 
 
 def _opaque_forward(index: int, block: BlockCall) -> Callable[..., Any]:
@@ -73,7 +78,7 @@ def _opaque_forward(index: int, block: BlockCall) -> Callable[..., Any]:
     return opaque
 
 
-def _capture_bodies(blocks: Sequence[BlockCall]) -> tuple[dict[str, Body], list[str]]:
+def capture_bodies(blocks: Sequence[BlockCall]) -> tuple[dict[str, Body], list[str]]:
     """One body per structure, and for each block the name of its body."""
     bodies: dict[str, Body] = {}
     names: list[str] = []

@@ -36,6 +36,18 @@ class GridOfPositions:
         return sides
 
 
+@dataclass(frozen=True)
+class GridOfLatent:
+    """A grid of the last axes of a latent, in steps of a patch."""
+
+    steps: tuple[int, ...]
+
+    def sides(self, count: int, latent: torch.Tensor) -> tuple[int, ...]:
+        """The sides, without what a patch leaves over."""
+        sizes = latent.shape[latent.ndim - len(self.steps) :]
+        return tuple(size // step for size, step in zip(sizes, self.steps, strict=True))
+
+
 def sides_of_positions(positions: torch.Tensor) -> tuple[int, ...] | None:
     """The grid whose cells in row-major order are ``positions`` of (..., tokens, columns), or None if there is none."""
     table = positions.detach().reshape(-1, *positions.shape[-2:])[0].double().cpu()

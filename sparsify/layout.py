@@ -113,7 +113,7 @@ class Layouts:
     @functools.cached_property
     def _known(self) -> dict[Size, Size]:
         """By the number of rows beside the grid, how many stand before it: in the trunk's tokens and inside its blocks."""
-        known: dict[Size, Size] = {}
+        known: dict[Size, Size] = dict(self._program.rows_before)
         for call in self._program.block_nodes:
             for position in self._program.body_of(call).updates:
                 tokens = call.args[position]

@@ -113,6 +113,11 @@ class Program:
         density: the schedule behind the density node, once there is one.
         restores: the new layers that passes ask for.
         skips: what passes left alone.
+        in_place: for a model that runs in place, how each block is called.
+        outputs: how each block then nests its outputs.
+        given: what each block is given by the model's own code, placeholders or results of other blocks.
+        outside: multiply-adds per batch element outside of the blocks, where no graph shows them.
+        rows_before: where it is known without a graph, by the number of rows beside the grid how many stand before it.
         way: how the model was captured, for the report.
         stage: ``captured``, ``analysed`` or ``sparse``.
         probes: for bodies that were tried, why they must not be split, or None.
@@ -135,6 +140,11 @@ class Program:
     density: Density | None = None
     restores: list[Restore] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    in_place: dict[str, CallSpec] = field(default_factory=dict, repr=False)
+    outputs: dict[str, OutputSpec] = field(default_factory=dict, repr=False)
+    given: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
+    outside: int = 0
+    rows_before: dict[Size, Size] = field(default_factory=dict)
     way: str = "whole graph"
     stage: str = "captured"
     probes: dict[str, str | None] = field(default_factory=dict, repr=False)

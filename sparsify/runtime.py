@@ -13,6 +13,7 @@ from torch import fx, nn
 from .calls import Leaf
 from .density import Density
 from .errors import CaptureError, ConstantError, GridError, InputError, NotCapturedError, RewriteError
+from .in_place_run import InPlace
 from .program import DENSITY, GRID, Program
 from .report import Report
 from .stage import Request, Stage, build_stage
@@ -40,14 +41,15 @@ class DensityModule(nn.Module):
 class GridModule(nn.Module):
     """The grid node at run time: the number of tokens, and a table of positions, in; sides of the dense grid out."""
 
-    def __init__(self, reader: Any) -> None:
+    def __init__(self, reader: Any, beside: bool = False) -> None:
         super().__init__()
         self.reader = reader
+        self.beside = beside  # whether other rows stand beside the grid
 
     def forward(self, count: int, *positions: torch.Tensor) -> tuple[int, ...]:
-        """The sides, whose product is ``count``."""
+        """The sides, whose product is ``count``, or less where text stands beside the grid."""
         sides: tuple[int, ...] = self.reader.sides(count, *positions)
-        if math.prod(sides) != count:
+        if math.prod(sides) > count or (math.prod(sides) < count and not self.beside):
             raise GridError(f"the grid {sides} has {math.prod(sides)} tokens but this call has {count}; pass another grid=.")
         return sides
 
@@ -80,6 +82,9 @@ class SparseModel(nn.Module):
         if not self._stages:
             self.capture(args, kwargs)
         stage, inputs = self._stage_for(args, kwargs)
+        if stage.program.in_place:
+            self._activate(stage)
+            return InPlace(stage.program, self, self._source[0])(*inputs)
         outputs = self._outers[self._activate(stage)](*inputs)
         return stage.program.output_spec.unflatten(outputs)
 
@@ -154,7 +159,7 @@ class SparseModel(nn.Module):
             return stage
         if stage not in self._outers:
             self._outers[stage] = outer_module(stage.program, self)
-        for name, reader in ((DENSITY, DensityModule(stage.program.density)), (GRID, GridModule(stage.program.grid_reader))):
+        for name, reader in ((DENSITY, DensityModule(stage.program.density)), (GRID, GridModule(stage.program.grid_reader, bool(stage.program.rows_before)))):
             if stage.program.graph.find_nodes(op="call_module", target=name):
                 self.register_module(name, reader)
         for node in stage.program.all_block_nodes:

@@ -21,6 +21,7 @@ from .calls import CallSpec, Leaf
 from .capture import capture
 from .errors import CaptureError, RewriteError, SparsifyError
 from .guards import Guards
+from .in_place import capture_in_place
 from .passes import InsertDensity, Pipeline, PoolAttention, SparseDense, pipeline_for
 from .policy import Policy
 from .program import Program, Skip
@@ -66,6 +67,8 @@ class Stage:
         """Whether a call with these inputs, in this mode and with parameters of this kind, is covered."""
         if (mode, kind) != (self.mode, self.kind):
             return False
+        if self.program.in_place:
+            return self.sizes == tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else x for x in inputs)
         if self.sizes is not None and self.sizes != _sizes(inputs):
             return False
         return self.guards.violation(inputs) is None
@@ -81,10 +84,10 @@ def build_stage(
     """
     # A flop counter or the like around the call must not see the capture.
     with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), _no_autocast(_device_type(args, kwargs)):
-        program, inputs = _captured(model, args, kwargs)
+        program, inputs, values = _captured(model, args, kwargs)
         guards = Guards(program)
-        program.values = SideValues(program, model, inputs)
-        pools = analyse(program, request.policy, request.grid, request.timestep)
+        program.values = SideValues(program, model, values)
+        pools = analyse(program, request.policy, request.grid, request.timestep, model, inputs)
         policy = request.policy.fitted(len(program.paths))
         dense = Costs.of(program)
         pipeline = pipeline_for(policy, len(program.paths))
@@ -99,23 +102,34 @@ def build_stage(
     report = make_report(type(model).__name__, program, dense, policy, str(pipeline), pipeline.timings, parameters)
     log.info("captured %s: %.2f -> %.2f GFLOPs", report.model, report.gflops_dense, report.gflops)
     sizes = None if pools or policy.kind == "dense" else _sizes(inputs)
+    if program.in_place:  # what the model's own code does with other sizes is not known
+        sizes = tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else x for x in inputs)
     return Stage(program, guards, report, mode, kind, sizes)
 
 
-def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Program, list[Leaf]]:
-    """The program of one call, with integers left open where the model lets them be."""
+def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Program, list[Leaf], list[Leaf]]:
+    """The program of one call, the call's inputs, and the values of the program's placeholders.
+
+    Integers are left open where the model lets them be; where it cannot be traced at all, its blocks run in place.
+    """
     call, inputs = CallSpec.of(model.forward, args, kwargs, sizes=True)
     if not any(isinstance(x, torch.Tensor) for x in inputs):
         raise SparsifyError("the example inputs hold no tensor.")
     inputs = [(x.clone() if x.is_inference() else x.detach()) if isinstance(x, torch.Tensor) else x for x in inputs]
     if call.has_sizes:
         try:
-            return capture(model, call, inputs), inputs
+            return capture(model, call, inputs), inputs, inputs
         except CaptureError as error:  # it looks at the numbers
             log.debug("capturing %s with its integers as constants: %s", type(model).__name__, error)
             call, _ = CallSpec.of(model.forward, args, kwargs)
             inputs = [x for x in inputs if isinstance(x, torch.Tensor)]
-    return capture(model, call, inputs), inputs
+    try:
+        return capture(model, call, inputs), inputs, inputs
+    except CaptureError as error:
+        reason = str(error).splitlines()[0]
+        log.debug("running the blocks of %s in place: %s", type(model).__name__, error)
+        program, values = capture_in_place(model, call, inputs, reason)
+        return program, inputs, values
 
 
 def _device_type(args: Sequence[Any], kwargs: dict[str, Any]) -> str:

@@ -59,10 +59,11 @@ class BlockCall:
         return self.path.rpartition(".")[0] or self.path
 
 
-def find_trunk(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> list[BlockCall]:
+def find_trunk(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fake: bool = True) -> list[BlockCall]:
     """Run ``model`` once and return the calls of the blocks of all its chains, in execution order.
 
-    The run is made with fake tensors, so that it costs no arithmetic; a model that looks at values is run for real.
+    The run is made with fake tensors, so that it costs no arithmetic; a model that looks at values is run for real, and
+    so is any with ``fake=False``.
 
     Raises:
         TrunkError: no chain was found; the message says what was seen instead.
@@ -73,7 +74,7 @@ def find_trunk(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) ->
     reasons: list[str] = []
     while any(len(group) > 1 for group in groups):
         chosen = _choose(model, groups)
-        calls = _record(model, [path for group in chosen for path in group], args, kwargs)
+        calls = _record(model, [path for group in chosen for path in group], args, kwargs, fake)
         chains = []
         for group in chosen:
             reason = _refusal_of_chain(group, calls)
@@ -127,7 +128,12 @@ def _nested(a: str, b: str) -> bool:
     return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
 
 
-def _record(model: nn.Module, paths: list[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, list[BlockCall]]:
+def _record(
+    model: nn.Module, paths: list[str], args: Sequence[Any], kwargs: dict[str, Any], fake: bool
+) -> dict[str, list[BlockCall]]:
+    if not fake:
+        with pristine(model):
+            return _run_with_hooks(model, paths, args, kwargs, reuse=False)
     try:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
