@@ -11,7 +11,7 @@ from torch import fx
 
 from ..density import Density
 from ..program import DENSITY, GRID, Program
-from ..shapes import emit_size, new_size
+from ..shapes import emit_size, new_size, symbolic
 from .base import Pass
 
 _AXES = {1: ("length",), 2: ("height", "width"), 3: ("time", "height", "width")}
@@ -45,7 +45,10 @@ class InsertDensity(Pass):
             density = self.mark(graph.create_node("call_module", DENSITY, (place, *grid), name="density"), place)
             axes = _AXES[len(grid)]
             hint = max(2, min(self.schedule.grid_at(0, program.grid_hint)))
-            density.meta["val"] = tuple(new_size(program.shape_env, f"pooled{i}", hint) for i in range(len(grid)))
+            sides = [new_size(program.shape_env, f"pooled{i}", hint) for i in range(len(grid))]
+            if self.schedule.keeps_time(program.grid_hint):  # then it is not any number, but the number of frames
+                sides[0] = symbolic(program.shape_env, program.grid[0], program.grid_hint[0])
+            density.meta["val"] = tuple(sides)
             for axis in range(len(grid)):
                 side = graph.create_node("call_function", operator.getitem, (density, axis), name=f"pooled_{axes[axis]}")
                 side.meta["val"] = density.meta["val"][axis]

@@ -7,7 +7,6 @@ outer trace is short, and blocks can neither break it nor be broken by it; after
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -40,13 +39,7 @@ def capture(model: nn.Module, call: CallSpec, inputs: Sequence[Leaf]) -> Program
         TrunkError: no trunk was found.
         CaptureError: the model or a block cannot be traced.
     """
-    random_state = random.getstate()
     blocks = find_trunk(model, *call.unflatten(inputs))
-    if random.getstate() != random_state:
-        random.setstate(random_state)
-        raise CaptureError(
-            f"{type(model).__name__} draws from Python's random module as it runs; a graph would freeze the draw."
-        )
     with pristine(model):
         checkpointing_off(model)
         bodies, body_names = capture_bodies(blocks)

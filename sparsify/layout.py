@@ -77,10 +77,7 @@ class Layouts:
         if not self.is_aligned(size):
             return sympy.sympify(size)
         program = self._program
-        kept = program.density is not None and program.density.keeps_time(program.grid_hint)
         pooled = [size_of(node.meta["val"]) for node in program.pooled_nodes]
-        if kept:
-            pooled[0] = program.grid[0]
         try:
             rest, folded, sides = self._taken_apart(str(size), size)
         except RewriteError:  # a size inside of an operator, a flag: any function of the sides

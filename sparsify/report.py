@@ -93,6 +93,7 @@ class Report:
         return [
             f"[bold]{self.model}[/]: {len(self.blocks)} blocks on a {_grid_text(self.grid)} token grid ({self.grid_source}), "
             f"timestep from {self.timestep or 'nowhere'}",
+            f"captured as {_escaped(self.way)}",
             f"policy: {_escaped(self.policy)}",
             f"[bold]{self.gflops_dense:.2f} -> {self.gflops:.2f} GFLOPs[/] ({share:.1%} of dense, mean over the schedule), "
             f"{self.parameters_added / 1e6:.2f} M parameters added to {self.parameters / 1e6:.2f} M",

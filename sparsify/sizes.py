@@ -65,16 +65,21 @@ def set_equal(env: ShapeEnv, symbol: sympy.Symbol, size: Size) -> None:
         env._update_version_counter()
 
 
-def mismatch(body: Body, call: fx.Node) -> str | None:
+def mismatch(env: ShapeEnv, body: Body, call: fx.Node) -> str | None:
     """Two sizes of a call that must be equal inside the block and are not, as a sentence, or None."""
     bound = binding(body, call)
     for inner, outer in _pairs(body, call):
         expected = sympy.sympify(inner)
         if expected.is_number:
             continue  # fixed inside: a guard on the inputs sees to it
-        if expected.free_symbols <= set(bound) and sympy.expand(expected.xreplace(bound) - outer) != 0:
+        if expected.free_symbols <= set(bound) and not _is_known_equal(env, sympy.sympify(outer), expected.xreplace(bound)):
             return f"{call.name} gives a size of {outer} where {body.name} takes {inner}, {expected.xreplace(bound)} at this call"
     return None
+
+
+def _is_known_equal(env: ShapeEnv, a: sympy.Expr, b: sympy.Expr) -> bool:
+    difference = sympy.expand(a - b)
+    return difference == 0 or sympy.expand(env.simplify(difference)) == 0 or _equality(a, b) in {g.expr for g in env.guards}
 
 
 def _equality(a: sympy.Expr, b: sympy.Expr) -> sympy.Basic:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from .calls import CallSpec, Leaf, OutputSpec
-from .errors import TrunkError
+from .errors import CaptureError, TrunkError
 from .pristine import pristine
 from .structure import fingerprint
 
@@ -67,7 +68,19 @@ def find_trunk(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fa
 
     Raises:
         TrunkError: no chain was found; the message says what was seen instead.
+        CaptureError: the model draws from Python's random module.
     """
+    random_state = random.getstate()
+    blocks = _find_chains(model, args, kwargs, fake)
+    if random.getstate() != random_state:
+        random.setstate(random_state)
+        raise CaptureError(
+            f"{type(model).__name__} draws from Python's random module as it runs; a graph would freeze the draw."
+        )
+    return blocks
+
+
+def _find_chains(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fake: bool) -> list[BlockCall]:
     groups = _sibling_groups(model)
     if not groups:
         raise TrunkError(f"no trunk found: {type(model).__name__} has no two sibling modules of one class with parameters.")

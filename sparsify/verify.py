@@ -103,7 +103,7 @@ def _verify_blocks(program: Program) -> None:
             given, taken = argument.meta["val"] if isinstance(argument, fx.Node) else argument, placeholder.meta["val"]
             if _kind(given) != _kind(taken):
                 raise _Fault("outer graph", node, f"{node.name} gives {_text(given)} for {placeholder.name}: {_text(taken)}")
-        if program.stage == "sparse" and (unequal := mismatch(body, node)):
+        if program.stage == "sparse" and (unequal := mismatch(program.shape_env, body, node)):
             raise _Fault("outer graph", node, unequal)
         results = node.meta["val"] if isinstance(node.meta["val"], tuple) else (node.meta["val"],)
         for result, position in zip(results, body.updates, strict=True):

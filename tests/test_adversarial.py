@@ -317,7 +317,7 @@ def test_constant_density_and_count_errors_name_the_value() -> None:
     assert Density.constant(rate=0.5).grid_at(3, (8, 8)) == (5, 5)
 
 
-def test_a_model_that_looks_at_values_is_refused_and_its_buffers_are_as_before() -> None:
+def test_a_model_that_looks_at_values_runs_its_blocks_in_place_and_its_buffers_are_as_before() -> None:
     class Counting(PlainDiT):
         def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             self.seen.add_(1)
@@ -325,6 +325,11 @@ def test_a_model_that_looks_at_values_is_refused_and_its_buffers_are_as_before()
 
     model = randomised(Counting()).eval()
     model.register_buffer("seen", torch.zeros(()))
-    with pytest.raises(CaptureError, match=r"torch\.export cannot trace Counting"):
-        sparsify(model, POLICY, example_inputs=inputs())
+    sparse = sparsify(model, Policy.dense(), example_inputs=inputs())
     assert model.seen == 0
+    assert "blocks in place" in sparse.report().way and "blocks in place" in str(sparse.report())
+    x, t, y = inputs()
+    for latent in (x, x + 200):  # either branch of the model's own code
+        assert torch.equal(sparse(latent, t, y), model(latent, t, y))
+    fewer = sparsify(model, POLICY, example_inputs=inputs())
+    assert fewer(x, t, y).shape == x.shape and not torch.equal(fewer(x, t, y), fewer(x + 200, t, y))

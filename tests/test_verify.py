@@ -113,7 +113,7 @@ def pooled_too_early(program: Program) -> None:
         (lost_block, r"the blocks called are \['blocks.0', 'blocks.1', 'blocks.3'"),
         (missing_argument, "blocks_2 gives 1 inputs, block0 takes 2"),
         (unknown_body, "has the body block7, which does not exist"),
-        (stale_block_claim, "blocks_0 claims .* not the shape of its input 0"),
+        (stale_block_claim, "blocks_0 gives a size of .* where block0 takes"),
         (pooled_too_early, "pool_tokens.* is not legal in the captured stage"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
