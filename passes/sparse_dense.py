@@ -15,7 +15,7 @@ from ..layout import Layouts, TokenAxis
 from ..ops import restore_tokens
 from ..probe import refusal_to_split
 from ..program import Body, Program, Restore
-from ..shapes import shape_of
+from ..shapes import shape_of, size_of
 from ..sizes import binding
 from .base import BlockRange, Pass
 from .levels import Levels
@@ -198,7 +198,7 @@ class SparseDense(Pass):
     def _refusal_of_sizes(self, program: Program, node: fx.Node, body: Body) -> str | None:
         assert program.density is not None  # noqa: S101  # the density node was checked for
         layouts, bound = Layouts(program), binding(body, node)
-        sides = [side.meta["val"].node.expr for side in program.pooled_nodes]
+        sides = [size_of(side.meta["val"]) for side in program.pooled_nodes]
         for grid in program.density.grids(program.grid_hint):
             numbers = dict(zip(sides, grid, strict=True))
             sizes = {symbol: program.hint(layouts.pooled(size).xreplace(numbers)) for symbol, size in bound.items()}

@@ -14,7 +14,7 @@ from .flops import block_cost, evaluate, graph_cost
 from .policy import Policy, Role
 from .program import Program
 from .report import BlockReport, DensityReport, Report, Skipped
-from .shapes import shape_of
+from .shapes import shape_of, size_of
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _sizes(program: Program, pooled: Grid) -> dict[sympy.Basic, int]:
     if isinstance(batch, sympy.Symbol):
         sizes[batch] = 1
     for node, side in zip(program.pooled_nodes, pooled, strict=False):
-        sizes[node.meta["val"].node.expr] = side
+        sizes[sympy.sympify(size_of(node.meta["val"]))] = side
     return sizes
 
 

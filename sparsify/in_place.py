@@ -15,6 +15,8 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .calls import CallSpec, Leaf, OutputSpec
@@ -39,25 +41,47 @@ def capture_in_place(model: nn.Module, call: CallSpec, inputs: Sequence[Leaf], r
     with pristine(model):
         checkpointing_off(model)
         bodies, names = capture_bodies(blocks)
-        outside = _outside_cost(model, blocks, args, kwargs)
-    graph, values = _Trunk(call, inputs, bodies).build(blocks, names)
+        outside, read = _run_around(model, blocks, args, kwargs)
+    graph, values = _Trunk(call, inputs, bodies).build(blocks, names, read)
     program = Program(
         graph, {}, bodies, [block.path for block in blocks], call, OutputSpec.of(())[0], _env_of(graph),
         way=f"{WAY}: {reason}", in_place={block.path: block.call for block in blocks}, outputs={b.path: b.output_spec for b in blocks},
         outside=outside,
     )  # fmt: skip
     program.given = {str(node.target): tuple(node.args) for node in program.all_block_nodes}
+    program.read = [(b.path, index) for b in blocks for index, output in enumerate(b.outputs) if id(output) in read]
     return program, values
 
 
-def _outside_cost(model: nn.Module, blocks: Sequence[BlockCall], args: Any, kwargs: Any) -> int:
-    """Multiply-adds of everything but the blocks, per batch element: counted while the blocks give what they gave before."""
+def _run_around(model: nn.Module, blocks: Sequence[BlockCall], args: Any, kwargs: Any) -> tuple[int, set[int]]:
+    """Multiply-adds of everything but the blocks, per batch element, and the identities of their results that it reads.
+
+    The model runs once more, with blocks that give what they gave before.
+    """
     for block in blocks:
         block.module.forward = lambda *a, block=block, **k: block.output_spec.unflatten(block.outputs)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*args, **kwargs)
+    results = {id(output) for block in blocks for output in block.outputs}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _Readers(results) as readers:
+        output = model(*args, **kwargs)
+    readers.note(output)
     tensors = [x for x in blocks[0].inputs if isinstance(x, torch.Tensor)]
-    return int(counter.get_total_flops() // 2 // max(1, tensors[0].shape[0]))
+    return int(counter.get_total_flops() // 2 // max(1, tensors[0].shape[0])), readers.read
+
+
+class _Readers(TorchDispatchMode):
+    """Notes which of some tensors any operator reads."""
+
+    def __init__(self, watched: set[int]) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+        self._watched = watched
+
+    def note(self, values: Any) -> None:
+        self.read |= self._watched & {id(leaf) for leaf in pytree.tree_leaves(values)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.note((args, kwargs))
+        return func(*args, **(kwargs or {}))
 
 
 def _env_of(graph: fx.Graph) -> ShapeEnv:
@@ -77,7 +101,8 @@ class _Trunk:
         self._nodes: dict[int, fx.Node] = {}  # by the identity of the value
         self._values: list[Leaf] = []
 
-    def build(self, blocks: Sequence[BlockCall], names: Sequence[str]) -> tuple[fx.Graph, list[Leaf]]:
+    def build(self, blocks: Sequence[BlockCall], names: Sequence[str], read: set[int]) -> tuple[fx.Graph, list[Leaf]]:
+        """The graph, whose outputs are what the model's own code reads, and the values of its placeholders."""
         produced = {id(output) for block in blocks for output in block.outputs}
         for value, name in zip(self._inputs, self._call.input_names, strict=True):
             self._placeholder(value, name, (True,) * getattr(value, "ndim", 1))
@@ -88,7 +113,8 @@ class _Trunk:
                     self._placeholder(value, f"{block.path}.{name}", [isinstance(size, torch.SymInt) for size in sizes])
         for block, body_name in zip(blocks, names, strict=True):
             self._block(block, body_name)
-        self._graph.output(())
+        outputs = [output for block in blocks for output in block.outputs if id(output) in read]
+        self._graph.output(tuple(self._nodes[id(output)] for output in outputs))
         return self._graph, self._values
 
     def _placeholder(self, value: Leaf, name: str, is_open: Sequence[bool]) -> None:

@@ -23,6 +23,8 @@ class InPlace:
         self._program, self._root, self._model = program, root, model
         self._names = [node for node in program.placeholders]
         self._inputs = len(program.call.input_names)
+        returned = next(reversed(program.graph.nodes)).args[0]
+        self._read = dict(zip(program.read, returned, strict=True))  # type: ignore[arg-type]
 
     def __call__(self, *inputs: Leaf) -> Any:
         """What the model returns, in its own nesting."""
@@ -64,7 +66,11 @@ class InPlace:
                 if placeholder.op == "placeholder":
                     values.setdefault(placeholder, value)
             result = self._value(node, values)
-            return outputs.unflatten(result if isinstance(result, (tuple, list)) else [result])
+            results = list(result) if isinstance(result, (tuple, list)) else [result]
+            for index in range(len(results)):
+                if (path, index) in self._read:  # at the level of the model's own code, where nothing is sparse
+                    results[index] = self._value(self._read[path, index], values)
+            return outputs.unflatten(results)
 
         return forward
 

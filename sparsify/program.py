@@ -116,6 +116,7 @@ class Program:
         in_place: for a model that runs in place, how each block is called.
         outputs: how each block then nests its outputs.
         given: what each block is given by the model's own code, placeholders or results of other blocks.
+        read: which blocks' results the model's own code reads; the graph returns them, in this order.
         outside: multiply-adds per batch element outside of the blocks, where no graph shows them.
         rows_before: where it is known without a graph, by the number of rows beside the grid how many stand before it.
         way: how the model was captured, for the report.
@@ -143,6 +144,7 @@ class Program:
     in_place: dict[str, CallSpec] = field(default_factory=dict, repr=False)
     outputs: dict[str, OutputSpec] = field(default_factory=dict, repr=False)
     given: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
+    read: list[tuple[str, int]] = field(default_factory=list, repr=False)
     outside: int = 0
     rows_before: dict[Size, Size] = field(default_factory=dict)
     way: str = "whole graph"
