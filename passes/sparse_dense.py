@@ -20,7 +20,7 @@ from ..sizes import binding
 from .base import BlockRange, Pass
 from .levels import Levels
 from .split import split_queries_from_keys
-from .subset import subset_of
+from .subset import subset_as_captured, subset_of
 
 aten = torch.ops.aten
 
@@ -58,6 +58,8 @@ class SparseDense(Pass):
             crosses = not self.generate <= index < self.generate + self.sparse
             if reason := self._refusal(program, node, body, crosses):
                 return f"{node.target}: {reason}"
+            if program.trials is not None and crosses and mixes_tokens(body):
+                program.trials[str(node.target)] = (body, subset_as_captured(program, node, body))
         if not any(mixes_tokens(program.body_of(node)) for node in involved):
             return f"{place[0].target}: no attention over the trunk's tokens was recognised in the block"
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ def sparsify(
     *,
     grid: Sequence[int] | None = None,
     timestep: str | None = None,
+    verify: Literal["standard", "full"] = "standard",
 ) -> SparseModel:
     """Rewrite a Diffusion Transformer so that most of its blocks see fewer tokens (SparseDiT, arXiv 2412.06028).
 
@@ -32,13 +33,17 @@ def sparsify(
             captured at its first call.
         grid: the token grid in row-major order, where it cannot be read off the graph.
         timestep: the name of the input that carries the timestep, where it cannot be told.
+        verify: ``"standard"`` checks every graph after every pass. ``"full"`` also runs the model on the example inputs:
+            for some of the tokens each split block must equal the dense one on them, and every block in the middle must
+            really get fewer tokens.
 
     Returns:
         A module called like ``model``, with :meth:`~sparsify.runtime.SparseModel.report` and ``graph_module``.
 
     Raises:
         SparsifyError: a subclass says what does not fit: the policy (PolicyError), the trunk (TrunkError), the token
-            grid (GridError), the capture (CaptureError), every rewrite refused (RewriteError), the inputs (InputError).
+            grid (GridError), the capture (CaptureError), every rewrite refused (RewriteError), the inputs (InputError),
+            a check failed (VerificationError).
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; sparsify takes a torch.nn.Module, such as pipe.transformer.")
@@ -48,7 +53,9 @@ def sparsify(
         raise RewriteError(f"{type(model).__name__} is sparsified already; call sparsify on the original model.")
     if grid is not None and not isinstance(grid, Sequence):
         raise GridError(f"grid is {grid!r}; it must be one to three integers, such as (32, 32).")
-    sparse = SparseModel(model, Request(policy, None if grid is None else tuple(grid), timestep))
+    if verify not in ("standard", "full"):
+        raise InputError(f"verify is {verify!r}; it must be 'standard' or 'full'.")
+    sparse = SparseModel(model, Request(policy, None if grid is None else tuple(grid), timestep, verify))
     if example_inputs is not None:
         args, kwargs = _split(example_inputs)
         sparse.capture(args, kwargs)

@@ -17,11 +17,6 @@ _MEAN: dict[int, Callable[..., torch.Tensor]] = {
     2: functional.adaptive_avg_pool2d,
     3: functional.adaptive_avg_pool3d,
 }
-_MAX: dict[int, Callable[..., torch.Tensor]] = {
-    1: functional.adaptive_max_pool1d,
-    2: functional.adaptive_max_pool2d,
-    3: functional.adaptive_max_pool3d,
-}
 
 
 def pool_tokens(
@@ -138,14 +133,25 @@ def _pooled(rows: torch.Tensor, grid: tuple[int, ...], pooled: tuple[int, ...], 
         for side, (dense, sparse) in enumerate(zip(grid, pooled, strict=True)):
             rows = _middle(rows, 1 + side, dense, sparse, how)
         return rows.flatten(1, len(grid))
-    if rows.dtype == torch.bool:
-        return _pooled(rows.to(torch.float32), grid, pooled, "max") > 0
+    if how == "max":
+        rows = rows.unflatten(1, grid)
+        for side, (dense, sparse) in enumerate(zip(grid, pooled, strict=True)):
+            rows = _largest(rows, 1 + side, dense, sparse)
+        return rows.flatten(1, len(grid))
     if rows.is_complex():
         return torch.view_as_complex(
             _pooled(torch.view_as_real(rows).flatten(2), grid, pooled, how).unflatten(2, (-1, 2)).contiguous()
         )
-    pool = (_MEAN if how == "mean" else _MAX)[len(grid)]
-    return pool(rows.transpose(1, 2).unflatten(2, grid), pooled).flatten(2).transpose(1, 2)
+    return _MEAN[len(grid)](rows.transpose(1, 2).unflatten(2, grid), pooled).flatten(2).transpose(1, 2)
+
+
+def _largest(rows: torch.Tensor, axis: int, dense: int, sparse: int) -> torch.Tensor:
+    """The maximum over the windows of one side; adaptive_max_pool would tie a graph to the sides it was traced with."""
+    window = torch.arange(sparse, device=rows.device)[:, None]
+    last = ((window + 1) * dense + sparse - 1) // sparse - 1
+    steps = torch.arange((dense + sparse - 1) // sparse + 1, device=rows.device)
+    inside = torch.minimum(window * dense // sparse + steps, last)
+    return rows.index_select(axis, inside.flatten()).unflatten(axis, inside.shape).amax(axis + 1)
 
 
 def _middle(rows: torch.Tensor, axis: int, dense: int, sparse: int, how: How) -> torch.Tensor:

@@ -33,31 +33,26 @@ class Subset:
     Attributes:
         sizes: every size symbol of the block, for all tokens.
         few: the same where only the chosen tokens are there.
-        chosen: which tokens of the grid are chosen.
-        compared: positions among the chosen ones that must agree.
-        rows: for each aligned input and axis, how many rows stand before the grid and how many hold it.
+        index: for each aligned input and axis, the rows that are taken: the chosen tokens, and all that stands beside
+            the grid.
+        compared: rows of the few tokens that must agree.
     """
 
     sizes: Mapping[sympy.Basic, int]
     few: Mapping[sympy.Basic, int]
-    chosen: Sequence[int]
+    index: Mapping[tuple[int, int], Sequence[int]]
     compared: Sequence[int]
-    rows: Mapping[tuple[int, int], tuple[int, int]]
 
     def take(self, value: torch.Tensor, position: int, axes: Sequence[int]) -> torch.Tensor:
         """The chosen tokens of an input, with the rows beside the grid, on some of its axes."""
         for axis in axes:
-            value = value.index_select(axis, torch.tensor(self._index(position, axis, value.shape[axis]), device=value.device))
+            if (position, axis) in self.index:
+                value = value.index_select(axis, torch.tensor(self.index[position, axis], device=value.device))
         return value
 
-    def compare(self, value: torch.Tensor, position: int, axis: int) -> torch.Tensor:
+    def compare(self, value: torch.Tensor, axis: int) -> torch.Tensor:
         """The tokens of a result that must agree."""
-        before, _ = self.rows.get((position, axis), (0, 0))
-        return value.index_select(axis, torch.tensor([before + i for i in self.compared], device=value.device))
-
-    def _index(self, position: int, axis: int, length: int) -> list[int]:
-        before, held = self.rows.get((position, axis), (0, length))
-        return [*range(before), *(before + i for i in self.chosen), *range(before + held, length)]
+        return value.index_select(axis, torch.tensor(self.compared, device=value.device))
 
 
 def refusal_to_split(body: Body, split: Body, subset: Subset) -> str | None:
@@ -65,30 +60,39 @@ def refusal_to_split(body: Body, split: Body, subset: Subset) -> str | None:
 
     A block in which nothing crosses is tried as it is: then no token may see another.
     """
-    if any(_draws_random_numbers(node) for node in body.graph.nodes):
+    if draws_random_numbers(body):
         return None  # dropout draws other numbers for other tokens; the evaluation graph is the one to try
     with unset_fake_temporarily(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         inputs = [_random(node, subset.sizes) for node in body.placeholders]
         weights = _Weights(body)
         try:
-            whole = subset.take(weights.run(body, inputs), body.tokens, [body.token_axis])
-            part = weights.run(split, _few(body, split, inputs, subset))
+            whole = weights.run(body, inputs)
+            part = weights.run(split, few_inputs(body, split, inputs, subset))
             other = list(inputs)
             other[body.tokens] = inputs[body.tokens] + torch.randn_like(inputs[body.tokens])
-            moved = weights.run(split, _few(body, split, inputs, subset)[: len(inputs)] + _twins(body, split, other, subset))
+            moved = weights.run(split, few_inputs(body, split, inputs, subset)[: len(inputs)] + _twins(body, split, other, subset))
         except RuntimeError as error:
             return f"the block does not run on {dict(subset.sizes)}: {str(error).splitlines()[0]}"
-    whole, part, moved = (subset.compare(value, body.tokens, body.token_axis) for value in (whole, part, moved))
-    scale = float(whole.abs().max()) + 1e-6
-    if not float((whole - part).abs().max()) <= _TOLERANCE.get(whole.dtype, 0.1) * scale:
-        return "something besides attention mixes tokens: queries alone give another result than queries among all tokens"
-    if split.twins and float((moved - part).abs().max()) <= 1e-6 * scale:
+    if reason := disagreement(body, subset, whole, part):
+        return reason
+    moved, part = subset.compare(moved, body.token_axis), subset.compare(part, body.token_axis)
+    if split.twins and float((moved - part).abs().max()) <= 1e-6 * (float(part.abs().max()) + 1e-6):
         return "the result does not depend on the keys"
     return None
 
 
-def _few(body: Body, split: Body, inputs: Sequence[Any], subset: Subset) -> list[Any]:
+def disagreement(body: Body, subset: Subset, whole: torch.Tensor, part: torch.Tensor) -> str | None:
+    """How a block's result for all tokens differs, on the chosen ones, from the split block's result for these."""
+    whole = subset.compare(subset.take(whole, body.tokens, [body.token_axis]), body.token_axis)
+    part = subset.compare(part, body.token_axis)
+    scale = float(whole.abs().max()) + 1e-6
+    if not float((whole - part).abs().max()) <= _TOLERANCE.get(whole.dtype, 0.1) * scale:
+        return "something besides attention mixes tokens: queries alone give another result than queries among all tokens"
+    return None
+
+
+def few_inputs(body: Body, split: Body, inputs: Sequence[Any], subset: Subset) -> list[Any]:
     """The inputs of the split block: the chosen tokens as queries, all of them as keys."""
     few = list(inputs)
     for position in aligned_inputs(body):
@@ -109,7 +113,12 @@ def _twins(body: Body, split: Body, inputs: Sequence[Any], subset: Subset) -> li
     return twins
 
 
-def _draws_random_numbers(node: fx.Node) -> bool:
+def draws_random_numbers(body: Body) -> bool:
+    """Whether a block gives another result at every run, as dropout does."""
+    return any(map(_draws, body.graph.nodes))
+
+
+def _draws(node: fx.Node) -> bool:
     if node.target == SDPA:  # only with dropout, its fifth argument
         return bool((node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)) != 0.0)
     if node.target == torch.ops.aten.dropout.default:

@@ -21,6 +21,7 @@ from .density import Density, Grid
 from .shapes import Size
 
 if TYPE_CHECKING:
+    from .probe import Subset
     from .side_inputs import SideValues
 
 DENSITY = "sparsify_density"  # the modules behind the density and the grid node; names that no model uses
@@ -124,6 +125,8 @@ class Program:
         probes: for bodies that were tried, why they must not be split, or None.
         verified: what the verifier has run already, see there.
         values: the example call, while the program is being rewritten.
+        trials: for a full check, each split block's body before the split, and the tokens to try it on; None if none is
+            asked for.
     """
 
     graph: fx.Graph
@@ -152,6 +155,7 @@ class Program:
     probes: dict[str, str | None] = field(default_factory=dict, repr=False)
     verified: dict[str, Any] = field(default_factory=dict, repr=False)
     values: SideValues | None = field(default=None, repr=False)
+    trials: dict[str, tuple[Body, Subset]] | None = field(default=None, repr=False)
 
     @property
     def block_nodes(self) -> list[fx.Node]:

@@ -13,6 +13,7 @@ from torch import fx, nn
 from .calls import Leaf
 from .density import Density
 from .errors import CaptureError, ConstantError, GridError, InputError, NotCapturedError, RewriteError
+from .full_check import check_fully
 from .in_place_run import InPlace
 from .program import DENSITY, GRID, Program
 from .report import Report
@@ -96,8 +97,19 @@ class SparseModel(nn.Module):
         if stage.program.restores:
             with torch.inference_mode(False):  # the first call may be in that mode, and parameters must train later
                 self.register_module(RESTORE, restore_layers(stage.program))
+        self._admit(stage, args, kwargs)
+
+    def _admit(self, stage: Stage, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Keep a new capture, unless a full check is asked for and fails."""
         self._stages.append(stage)
         self._activate(stage)
+        if self._request.verify == "full":
+            program, policy = stage.program, self._request.policy.fitted(len(stage.program.paths))
+            try:
+                check_fully(program, policy, self, self._source[0], program.call.flatten(args, kwargs))
+            except Exception:
+                self._stages.remove(stage)
+                raise
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -151,7 +163,7 @@ class SparseModel(nn.Module):
             raise CaptureError(f"the graph captured for these inputs does not hold for them: {stage.guards.violation(inputs)}.")
         if len(stage.program.restores) != len(self._stages[0].program.restores):
             raise RewriteError("this call would need other restore layers than the model was made with.")
-        self._stages.append(stage)
+        self._admit(stage, args, kwargs)
         return stage, inputs
 
     def _activate(self, stage: Stage) -> Stage:

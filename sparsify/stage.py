@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -39,6 +39,7 @@ class Request:
     policy: Policy
     grid: tuple[int, ...] | None = None
     timestep: str | None = None
+    verify: Literal["standard", "full"] = "standard"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,7 @@ def build_stage(
         program, inputs, values = _captured(model, args, kwargs)
         guards = Guards(program)
         program.values = SideValues(program, model, values)
+        program.trials = {} if request.verify == "full" else None
         pools = analyse(program, request.policy, request.grid, request.timestep, model, inputs)
         policy = request.policy.fitted(len(program.paths))
         dense = Costs.of(program)

@@ -27,6 +27,12 @@ def angles(positions: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
     return torch.cat([positions[..., axis, None] * speed for axis, speed in enumerate(speeds)], dim=-1)
 
 
+def near(h: int, w: int, reach: int) -> torch.Tensor:
+    """Whether cells are at most ``reach`` apart, (cells, cells)."""
+    places = cells(h, w)
+    return ((places[:, None] - places[None]).abs() <= reach).all(dim=-1)
+
+
 def norm() -> nn.LayerNorm:
     return nn.LayerNorm(WIDTH, elementwise_affine=False, eps=1e-6)
 
@@ -92,16 +98,16 @@ class SequenceBlock(nn.Module):
 class SequenceDiT(nn.Module):
     """Text, if there is any, stands before the image in one sequence; with ``skips`` late blocks see early ones' results.
 
-    ``rope`` and ``mask`` are handed to every block as they come; without ``rope`` it is made of the image's size. With
-    an ``offset`` of (B, h, w) every token has a time, and so a condition, of its own; blocks with ``embeds_time`` get
+    ``rope`` and ``mask`` are handed to every block as they come; without ``rope`` it is made of the image's size. A ``reach``
+    makes a mask of neighbours. With an ``offset`` of (B, h, w) every token has a time, and so a condition, of its own; blocks with ``embeds_time`` get
     the times themselves.
     """
 
     DIMS = (6, 6)
 
-    def __init__(self, depth: int = 6, skips: bool = False, embeds_time: bool = False) -> None:
+    def __init__(self, depth: int = 5, skips: bool = False, embeds_time: bool = False, reach: int | None = None) -> None:
         super().__init__()
-        self.embeds_time = embeds_time
+        self.embeds_time, self.reach = embeds_time, reach
         self.embed = nn.Conv2d(CHANNELS, WIDTH, 2, 2)
         self.embed_text = nn.Linear(CONTEXT, WIDTH)
         self.time = TimeEmbedder()
@@ -134,6 +140,8 @@ class SequenceDiT(nn.Module):
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
         tokens, texts, c = self.prepare(x, t, text, offset)
         extras = 0
+        if self.reach is not None:
+            mask = near(h, w, self.reach)
         if rope is None:
             table = angles(cells(h, w), self.DIMS)
             rope = table.cos(), table.sin()
@@ -152,66 +160,7 @@ class SequenceDiT(nn.Module):
         return self.finish(tokens[:, extras:], h, w)
 
 
-# --- SD3: two streams, one attention -----------------------------------------------------------------------------------
-
-
-class JointBlock(nn.Module):
-    """The last one gives the text no further, as in SD3."""
-
-    def __init__(self, last: bool) -> None:
-        super().__init__()
-        self.norm1, self.norm1_context, self.norm2 = norm(), norm(), norm()
-        self.qkv, self.qkv_context = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
-        self.norm_q, self.norm_k = nn.RMSNorm(WIDTH // HEADS), nn.RMSNorm(WIDTH // HEADS)
-        self.ada, self.ada_context = nn.Linear(WIDTH, 6 * WIDTH), nn.Linear(WIDTH, (2 if last else 6) * WIDTH)
-        self.proj, self.ff = nn.Linear(WIDTH, WIDTH), mlp()
-        self.proj_context = None if last else nn.Linear(WIDTH, WIDTH)
-        self.norm2_context, self.ff_context = (None, None) if last else (norm(), mlp())
-
-    def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, temb: torch.Tensor) -> Any:
-        x, text, c = hidden_states, encoder_hidden_states, F.silu(temb)[:, None]
-        b, n, _ = x.shape
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(c).chunk(6, dim=-1)
-        shifts = self.ada_context(c).chunk(2 if self.ff_context is None else 6, dim=-1)
-        image = self.qkv(self.norm1(x) * (1 + scale1) + shift1)
-        context = self.qkv_context(self.norm1_context(text) * (1 + shifts[1]) + shifts[0])
-        q, k, v = (y.view(b, -1, HEADS, WIDTH // HEADS).transpose(1, 2) for y in torch.cat([image, context], 1).chunk(3, -1))
-        out = F.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v)
-        out = out.transpose(1, 2).reshape(b, -1, WIDTH)
-        out, out_context = out[:, :n], out[:, n:]
-        x = x + gate1 * self.proj(out)
-        x = x + gate2 * self.ff(self.norm2(x) * (1 + scale2) + shift2)
-        if self.ff_context is None:
-            return None, x
-        text = text + shifts[2] * self.proj_context(out_context)
-        return text + shifts[5] * self.ff_context(self.norm2_context(text) * (1 + shifts[4]) + shifts[3]), x
-
-
-class JointDiT(nn.Module):
-    def __init__(self, depth: int = 6) -> None:
-        super().__init__()
-        self.embed, self.position = nn.Conv2d(CHANNELS, WIDTH, 2, 2), nn.Linear(2, WIDTH)
-        self.embed_text, self.time = nn.Linear(CONTEXT, WIDTH), TimeEmbedder()
-        self.blocks = nn.ModuleList(JointBlock(last=i == depth - 1) for i in range(depth))
-        self.norm, self.head = norm(), nn.Linear(WIDTH, 4 * CHANNELS)
-
-    def prepare(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Image tokens, text tokens, condition."""
-        x = self.embed(x)
-        h, w = x.shape[-2:]
-        return x.flatten(2).transpose(1, 2) + self.position(cells(h, w)), self.embed_text(text), self.time(t)
-
-    finish = SequenceDiT.finish
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        h, w = x.shape[-2] // 2, x.shape[-1] // 2
-        tokens, text, c = self.prepare(x, t, text)
-        for block in self.blocks:
-            text, tokens = block(hidden_states=tokens, encoder_hidden_states=text, temb=c)
-        return self.finish(tokens, h, w)
-
-
-# --- Flux: two streams, then one; tables of 2 x 2 matrices made of ids ---------------------------------------------------
+# --- SD3 and Flux: two streams with one attention; Flux then has one stream, and tables of 2 x 2 matrices ----------------
 
 
 def apply_rope(x: torch.Tensor, pe: torch.Tensor) -> torch.Tensor:
@@ -222,36 +171,48 @@ def apply_rope(x: torch.Tensor, pe: torch.Tensor) -> torch.Tensor:
 
 def rope_matrices(ids: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
     table = angles(ids, dims)
-    pe = torch.stack([table.cos(), -table.sin(), table.sin(), table.cos()], dim=-1)
-    return pe.unflatten(-1, (2, 2)).unsqueeze(1)
+    return torch.stack([table.cos(), -table.sin(), table.sin(), table.cos()], dim=-1).unflatten(-1, (2, 2)).unsqueeze(1)
 
 
-class DoubleBlock(nn.Module):
-    def __init__(self) -> None:
+class JointBlock(nn.Module):
+    """SD3 has the image first in its attention, the text first in what it returns, and a last block that ends the text.
+
+    Flux has the text first in its attention and the image first in what it returns.
+    """
+
+    def __init__(self, flux: bool, last: bool = False) -> None:
         super().__init__()
-        self.img_mod, self.txt_mod = nn.Linear(WIDTH, 6 * WIDTH), nn.Linear(WIDTH, 6 * WIDTH)
-        self.img_norm1, self.img_norm2, self.txt_norm1, self.txt_norm2 = norm(), norm(), norm(), norm()
-        self.img_qkv, self.txt_qkv = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
-        self.img_proj, self.txt_proj = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.img_mlp, self.txt_mlp = mlp(), mlp()
+        self.flux, self.last = flux, last
+        self.norm1, self.norm2, self.ff, self.proj = norm(), norm(), mlp(), nn.Linear(WIDTH, WIDTH)
+        self.qkv, self.qkv_text = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+        self.norm_q, self.norm_k = nn.RMSNorm(WIDTH // HEADS), nn.RMSNorm(WIDTH // HEADS)
+        self.ada, self.ada_text = nn.Linear(WIDTH, 6 * WIDTH), nn.Linear(WIDTH, (2 if last else 6) * WIDTH)
+        self.norm1_text = norm()
+        if not last:
+            self.norm2_text, self.ff_text, self.proj_text = norm(), mlp(), nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, img: torch.Tensor, txt: torch.Tensor, vec: torch.Tensor, pe: torch.Tensor) -> Any:
-        i_shift, i_scale, i_gate, i_shift2, i_scale2, i_gate2 = self.img_mod(F.silu(vec))[:, None].chunk(6, dim=-1)
-        t_shift, t_scale, t_gate, t_shift2, t_scale2, t_gate2 = self.txt_mod(F.silu(vec))[:, None].chunk(6, dim=-1)
-        heads = [
-            qkv.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-            for qkv in (
-                self.txt_qkv((1 + t_scale) * self.txt_norm1(txt) + t_shift),
-                self.img_qkv((1 + i_scale) * self.img_norm1(img) + i_shift),
-            )
+    def forward(self, img: torch.Tensor, txt: torch.Tensor, vec: torch.Tensor, pe: torch.Tensor | None = None) -> Any:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(F.silu(vec))[:, None].chunk(6, dim=-1)
+        shifts = self.ada_text(F.silu(vec))[:, None].chunk(2 if self.last else 6, dim=-1)
+        parts = [
+            self.qkv(self.norm1(img) * (1 + scale1) + shift1),
+            self.qkv_text(self.norm1_text(txt) * (1 + shifts[1]) + shifts[0]),
         ]
-        q, k, v = torch.cat(heads, dim=3)
-        out = F.scaled_dot_product_attention(apply_rope(q, pe), apply_rope(k, pe), v).transpose(1, 2).flatten(2)
-        t_out, i_out = out[:, : txt.shape[1]], out[:, txt.shape[1] :]
-        img = img + i_gate * self.img_proj(i_out)
-        img = img + i_gate2 * self.img_mlp((1 + i_scale2) * self.img_norm2(img) + i_shift2)
-        txt = txt + t_gate * self.txt_proj(t_out)
-        return img, txt + t_gate2 * self.txt_mlp((1 + t_scale2) * self.txt_norm2(txt) + t_shift2)
+        parts = parts[::-1] if self.flux else parts
+        q, k, v = torch.cat([part.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4) for part in parts], dim=3)
+        q, k = self.norm_q(q), self.norm_k(k)
+        if pe is not None:
+            q, k = apply_rope(q, pe), apply_rope(k, pe)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        first, second = out[:, : parts[0].shape[1]], out[:, parts[0].shape[1] :]
+        out, out_text = (second, first) if self.flux else (first, second)
+        img = img + gate1 * self.proj(out)
+        img = img + gate2 * self.ff(self.norm2(img) * (1 + scale2) + shift2)
+        if self.last:
+            return None, img
+        txt = txt + shifts[2] * self.proj_text(out_text)
+        txt = txt + shifts[5] * self.ff_text(self.norm2_text(txt) * (1 + shifts[4]) + shifts[3])
+        return (img, txt) if self.flux else (txt, img)
 
 
 class SingleBlock(nn.Module):
@@ -268,3 +229,132 @@ class SingleBlock(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(apply_rope(q, pe), apply_rope(k, pe), v).transpose(1, 2).flatten(2)
         return x + gate * self.linear2(torch.cat((out, F.gelu(hidden, approximate="tanh")), 2))
+
+
+class SD3(nn.Module):
+    def __init__(self, depth: int = 5) -> None:
+        super().__init__()
+        self.embed, self.position = nn.Conv2d(CHANNELS, WIDTH, 2, 2), nn.Linear(2, WIDTH)
+        self.embed_text, self.time = nn.Linear(CONTEXT, WIDTH), TimeEmbedder()
+        self.blocks = nn.ModuleList(JointBlock(flux=False, last=i == depth - 1) for i in range(depth))
+        self.norm, self.head = norm(), nn.Linear(WIDTH, 4 * CHANNELS)
+
+    def prepare(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.embed(x)
+        h, w = x.shape[-2:]
+        return x.flatten(2).transpose(1, 2) + self.position(cells(h, w)), self.embed_text(text), self.time(t)
+
+    finish = SequenceDiT.finish
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        h, w = x.shape[-2] // 2, x.shape[-1] // 2
+        tokens, text, vec = self.prepare(x, t, text)
+        for block in self.blocks:
+            text, tokens = block(img=tokens, txt=text, vec=vec)
+        return self.finish(tokens, h, w)
+
+
+class Flux(nn.Module):
+    """A packed latent of (B, N, C); ids of (B, rows, 3) say where its tokens and those of the text are."""
+
+    DIMS = (4, 4, 4)
+
+    def __init__(self, doubles: int = 3, singles: int = 3, unbind: bool = True) -> None:
+        super().__init__()
+        self.unbind = unbind  # tells tracing how many columns the ids have
+        self.img_in, self.txt_in, self.time = nn.Linear(CHANNELS, WIDTH), nn.Linear(CONTEXT, WIDTH), TimeEmbedder()
+        self.double_blocks = nn.ModuleList(JointBlock(flux=True) for _ in range(doubles))
+        self.single_blocks = nn.ModuleList(SingleBlock() for _ in range(singles))
+        self.norm, self.head = norm(), nn.Linear(WIDTH, CHANNELS)
+
+    def prepare(self, img: torch.Tensor, txt: torch.Tensor, t: torch.Tensor, **_: Any) -> tuple[torch.Tensor, ...]:
+        return self.img_in(img), self.txt_in(txt), self.time(t)
+
+    def forward(
+        self, img: torch.Tensor, txt: torch.Tensor, t: torch.Tensor, img_ids: torch.Tensor, txt_ids: torch.Tensor
+    ) -> torch.Tensor:
+        img, txt, vec = self.prepare(img, txt, t)
+        ids = torch.cat((txt_ids, img_ids), dim=1)
+        pe = rope_matrices(torch.stack(ids.unbind(-1), dim=-1) if self.unbind else ids, self.DIMS)
+        for block in self.double_blocks:
+            img, txt = block(img, txt, vec, pe)
+        x = torch.cat((txt, img), 1)
+        for block in self.single_blocks:
+            x = block(x, vec, pe)
+        return self.head(self.norm(x[:, txt.shape[1] :]))
+
+
+# --- Wan: video, text through cross-attention, complex tables ------------------------------------------------------------
+
+
+class WanBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3, self.ffn = norm(), norm(), nn.LayerNorm(WIDTH), mlp()
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.norm_q, self.norm_k = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
+        self.cross_q, self.cross_kv, self.cross_o = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, 2 * WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+        )
+        self.modulation = nn.Parameter(torch.zeros(6, WIDTH))
+
+    def rotate(self, x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
+        z = torch.view_as_complex(x.unflatten(2, (HEADS, -1, 2)))
+        return torch.view_as_real(z * freqs).flatten(3).transpose(1, 2)
+
+    def forward(self, x: torch.Tensor, e: torch.Tensor, freqs: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """``e`` is (B, 6, D), or (B, N, 6, D); ``freqs`` is complex, (1, N, 1, D / heads / 2)."""
+        e = (self.modulation + e).unsqueeze(1) if e.ndim == 3 else self.modulation + e
+        shift1, scale1, gate1, shift2, scale2, gate2 = (part.squeeze(2) for part in e.chunk(6, dim=2))
+        y = self.norm1(x) * (1 + scale1) + shift1
+        q, k = self.rotate(self.norm_q(self.q(y)), freqs), self.rotate(self.norm_k(self.k(y)), freqs)
+        v = self.v(y).unflatten(2, (HEADS, -1)).transpose(1, 2)
+        x = x + gate1 * self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q = self.cross_q(self.norm3(x)).unflatten(2, (HEADS, -1)).transpose(1, 2)
+        k, v = self.cross_kv(context).unflatten(2, (2, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.cross_o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + gate2 * self.ffn(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class Wan(nn.Module):
+    """With an ``offset`` of (B, frames) every frame has a time, and so every token a modulation, of its own."""
+
+    DIMS = (4, 4, 4)
+
+    def __init__(self, depth: int = 5) -> None:
+        super().__init__()
+        self.patch, self.text, self.time = (
+            nn.Conv3d(CHANNELS, WIDTH, (1, 2, 2), (1, 2, 2)),
+            nn.Linear(CONTEXT, WIDTH),
+            TimeEmbedder(),
+        )
+        self.projection = nn.Linear(WIDTH, 6 * WIDTH)
+        self.blocks = nn.ModuleList(WanBlock() for _ in range(depth))
+        self.norm, self.head = norm(), nn.Linear(WIDTH, 4 * CHANNELS)
+
+    def prepare(
+        self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, offset: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens, text, modulation."""
+        cells_of_frame = (x.shape[-2] // 2) * (x.shape[-1] // 2)
+        times = t if offset is None else (t[:, None] + offset).repeat_interleave(cells_of_frame, dim=1)
+        return (
+            self.patch(x).flatten(2).transpose(1, 2),
+            self.text(text),
+            self.projection(self.time(times)).unflatten(-1, (6, -1)),
+        )
+
+    def finish(self, x: torch.Tensor, f: int, h: int, w: int) -> torch.Tensor:
+        x = self.head(self.norm(x)).reshape(x.shape[0], f, h, w, 2, 2, CHANNELS)
+        return torch.einsum("bfhwpqc->bcfhpwq", x).reshape(x.shape[0], CHANNELS, f, 2 * h, 2 * w)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
+        grid = (x.shape[2], x.shape[3] // 2, x.shape[4] // 2)
+        tokens, context, e = self.prepare(x, t, text, offset)
+        table = angles(cells(*grid), self.DIMS)
+        freqs = torch.polar(torch.ones_like(table), table)[None, :, None]
+        for block in self.blocks:
+            tokens = block(tokens, e, freqs, context)
+        return self.finish(tokens, *grid)

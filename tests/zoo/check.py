@@ -78,8 +78,7 @@ def check(entry: Entry) -> Result:
         assert error <= IDENTITY, f"the dense policy differs by {error:.1e}"
         report = dense.report()
         depth, chains = len(report.blocks), len(dense.program.chains)
-        density = DENSITY
-        sparse = sparsify(model, policy_for(depth, chains, density), inputs, **entry.options(0))
+        sparse = sparsify(model, policy_for(depth, chains), inputs, verify="full", **entry.options(0))
     except SparsifyError as refused:
         return Result(entry, refusal=f"{type(refused).__name__}: {refused}")
     try:
