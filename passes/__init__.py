@@ -4,7 +4,7 @@ from .base import BlockRange, Pass
 from .cleanup import Cleanup
 from .density import InsertDensity
 from .fuse_attention import FuseAttention
-from .pipeline import Pipeline, pipeline_for
+from .pipeline import Pipeline, pipeline_for, pipeline_of
 from .pool_attention import PoolAttention
 from .sparse_dense import SparseDense
 
@@ -18,4 +18,5 @@ __all__ = [
     "PoolAttention",
     "SparseDense",
     "pipeline_for",
+    "pipeline_of",
 ]

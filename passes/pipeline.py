@@ -11,6 +11,7 @@ from typing import Any
 
 from ..density import Density
 from ..errors import PolicyError
+from ..plan import Part, Plan
 from ..policy import Policy
 from ..program import Program
 from ..verify import verify
@@ -83,17 +84,22 @@ class Pipeline:
 
 def pipeline_for(policy: Policy, depth: int) -> Pipeline:
     """The passes that turn a trunk of ``depth`` blocks into what ``policy`` describes."""
-    policy = policy.fitted(depth)
-    if policy.kind == "dense":
+    return pipeline_of(Plan((Part(policy.fitted(depth), 0, depth),), str(policy)))
+
+
+def pipeline_of(plan: Plan) -> Pipeline:
+    """The passes that a plan asks for."""
+    if not plan.rewrites:
         return Pipeline(())
-    passes: list[Pass] = [FuseAttention(), InsertDensity(policy.schedule)]
-    if policy.poolingformer:
-        passes.append(PoolAttention(BlockRange(0, policy.poolingformer - 1)))
-    start = policy.poolingformer
-    for module in policy.sdtm:
-        blocks = BlockRange(start, start + module.depth - 1)
-        passes.append(SparseDense(blocks, module.generate, module.sparse, module.recover))
-        start += module.depth
+    passes: list[Pass] = [FuseAttention(), InsertDensity(plan.schedule)]
+    for policy, start, _ in plan.parts:
+        if policy.poolingformer:
+            passes.append(PoolAttention(BlockRange(start, start + policy.poolingformer - 1)))
+        start += policy.poolingformer
+        for module in policy.sdtm:
+            blocks = BlockRange(start, start + module.depth - 1)
+            passes.append(SparseDense(blocks, module.generate, module.sparse, module.recover))
+            start += module.depth
     return Pipeline((*passes, Cleanup()))
 
 

@@ -58,10 +58,12 @@ class SparseDense(Pass):
             crosses = not self.generate <= index < self.generate + self.sparse
             if reason := self._refusal(program, node, body, crosses):
                 return f"{node.target}: {reason}"
-            if program.trials is not None and crosses and mixes_tokens(body):
-                program.trials[str(node.target)] = (body, subset_as_captured(program, node, body))
         if not any(mixes_tokens(program.body_of(node)) for node in involved):
             return f"{place[0].target}: no attention over the trunk's tokens was recognised in the block"
+        for node in involved[: self.generate] + involved[self.generate + self.sparse :]:
+            if program.trials is not None and mixes_tokens(program.body_of(node)):  # before the rewrite, while all is dense
+                body = program.body_of(node)
+                program.trials[str(node.target)] = (body, subset_as_captured(program, node, body))
         return None
 
     def rewrite(self, program: Program, place: list[fx.Node]) -> None:

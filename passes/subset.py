@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import sympy
 from torch import fx
@@ -29,7 +30,8 @@ def subset_of(program: Program, node: fx.Node, body: Body) -> Subset:
         grid = _SIDES[-len(program.grid) :]
         sizes = _hints(program, bound) | _batch(body) | {symbol: grid[side] for symbol, side in sides.items()}
         few = sizes | {symbol: _ROWS for symbol, side in sides.items() if side == len(grid) - 2}
-        return _upper_rows(program, layouts, node, body, grid, (_ROWS, _ROWS - _MARGIN), (sizes, few))
+        upper = _Choice(len(grid) - 2, range(_ROWS), range(_ROWS - _MARGIN))
+        return Subset(sizes, few, *_rows(program, layouts, node, body, grid, upper, sizes))
     # One size stands for all of them: the number of tokens, with the text in their sequence if there is any.
     sizes = _hints(program, bound) | _batch(body) | dict.fromkeys(body.moving, _LENGTH)
     few = sizes | dict.fromkeys(body.moving, len(_CHOSEN))
@@ -45,47 +47,50 @@ def subset_of(program: Program, node: fx.Node, body: Body) -> Subset:
 
 
 def subset_as_captured(program: Program, node: fx.Node, body: Body) -> Subset:
-    """The upper half of the grid at the sizes of the capture, to try a block on what it is really given."""
+    """The same at the sizes of the capture, to try a block on what it is really given."""
     layouts, bound = Layouts(program), binding(body, node)
     grid, sizes = program.grid_hint, _hints(program, bound)
-    rows = -(-grid[_upper(grid)] // 2)
-    is_image = sum(len(layouts.sides_in(bound[symbol])) == 1 for symbol in body.moving) > 1
-    subset = _upper_rows(program, layouts, node, body, grid, (rows, max(1, rows - _MARGIN * is_image)), (sizes, sizes))
-    few = {symbol: rows for symbol in body.moving if layouts.sides_in(bound[symbol]) == [_upper(grid)]}
-    for (position, axis), index in subset.index.items():
+    if sum(len(layouts.sides_in(bound[symbol])) == 1 for symbol in body.moving) > 1:
+        rows = -(-grid[-2] // 2)
+        choice = _Choice(len(grid) - 2, range(rows), range(max(1, rows - _MARGIN)))
+    else:  # every other column
+        columns = range(min(1, grid[-1] - 1), grid[-1], 2)
+        choice = _Choice(len(grid) - 1, columns, columns)
+    index, compared = _rows(program, layouts, node, body, grid, choice, sizes)
+    few = {symbol: len(choice.taken) for symbol in body.moving if layouts.sides_in(bound[symbol]) == [choice.side]}
+    for (position, axis), rows_taken in index.items():
         symbol = shape_of(body.placeholders[position])[axis]
-        few |= {symbol: len(index)} if symbol in body.moving else {}
-    return Subset(sizes, sizes | few, subset.index, subset.compared)
+        few |= {symbol: len(rows_taken)} if symbol in body.moving else {}
+    return Subset(sizes, sizes | few, index, compared)
 
 
-def _upper_rows(
-    program: Program, layouts: Layouts, node: fx.Node, body: Body, grid: Grid, rows: tuple[int, int], sizes: tuple[dict, dict]
-) -> Subset:
-    """The tokens in the first rows of every frame; those next to the cut are not compared."""
-    taken, compared = rows
-    index: dict[tuple[int, int], Sequence[int]] = {}
-    agree: list[int] = []
+class _Choice(NamedTuple):
+    """Which tokens to take: those at some places along one side of the grid; fewer of them are compared."""
+
+    side: int
+    taken: range
+    compared: range
+
+
+def _rows(
+    program: Program, layouts: Layouts, node: fx.Node, body: Body, grid: Grid, choice: _Choice, sizes: Mapping[Any, int]
+) -> tuple[dict[tuple[int, int], list[int]], list[int]]:
+    """The rows to take of each aligned axis, all that stands beside the grid among them, and which of the tokens' to compare."""
+    index: dict[tuple[int, int], list[int]] = {}
+    compared: list[int] = []
     for position, axis, place in _places(layouts, node, body):
-        size = sympy.sympify(shape_of(body.placeholders[position])[axis])
-        length = int(size.xreplace(sizes[0])) - program.hint(place.after)
-        heights = {row: _height(row - program.hint(place.before), place.sides, grid) for row in range(length)}
-        after = range(length, length + program.hint(place.after))
-        index[position, axis] = [*(row for row, height in heights.items() if height < taken), *after]
+        length = int(sympy.sympify(shape_of(body.placeholders[position])[axis]).xreplace(sizes))
+        before, end = program.hint(place.before), length - program.hint(place.after)
+        at = {row: _place_on(choice.side, row - before, place.sides, grid) for row in range(before, end)}
+        index[position, axis] = [*range(before), *(r for r in at if at[r] is None or at[r] in choice.taken), *range(end, length)]
         if (position, axis) == (body.tokens, body.token_axis):
-            agree = [i for i, row in enumerate(index[position, axis]) if row < length and 0 <= heights[row] < compared]
-    return Subset(*sizes, index, agree)
+            compared = [i for i, row in enumerate(index[position, axis]) if row in at and (at[row] is None or at[row] in choice.compared)]
+    return index, compared
 
 
-def _upper(grid: Grid) -> int:
-    """The side whose first half is taken: the height, or the length of a sequence."""
-    return max(0, len(grid) - 2)
-
-
-def _height(row: int, sides: Sequence[int], grid: Grid) -> int:
-    """In which row of the image a row of an axis lies: 0 where the axis does not hold the height, -1 for text before it."""
-    if row < 0 or _upper(grid) not in sides:
-        return min(row, 0)
-    return row // math.prod(grid[side] for side in sides if side > _upper(grid)) % grid[_upper(grid)]
+def _place_on(side: int, row: int, sides: Sequence[int], grid: Grid) -> int | None:
+    """Where along a side of the grid a row of an axis lies; None if the axis does not hold this side."""
+    return row // math.prod(grid[other] for other in sides if other > side) % grid[side] if side in sides else None
 
 
 def _hints(program: Program, bound: dict[sympy.Basic, sympy.Basic]) -> dict[sympy.Basic, int]:

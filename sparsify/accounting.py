@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import sympy
 import torch
 
-from .density import Grid
+from .density import Density, Grid
 from .errors import PolicyError
 from .flops import block_cost, evaluate, graph_cost
-from .policy import Policy, Role
+from .plan import Plan
+from .policy import Role
 from .program import Program
 from .report import BlockReport, DensityReport, Report, Skipped
 from .shapes import shape_of, size_of
@@ -36,7 +37,7 @@ class Costs:
 
 
 def make_report(
-    name: str, program: Program, dense: Costs, policy: Policy, pipeline: str, timings: dict[str, float], parameters: int
+    name: str, program: Program, dense: Costs, plan: Plan, pipeline: str, timings: dict[str, float], parameters: int
 ) -> Report:
     """The report of ``program`` after its passes; ``dense`` is its cost before them."""
     sparse = Costs.of(program)
@@ -48,7 +49,7 @@ def make_report(
     totals = [outside[i] + sum(block[i] for block in costs) for i in range(len(sizes))]
     blocks = []
     for node, cost, dense_cost, dense_tokens, role in zip(
-        program.block_nodes, costs, dense.blocks, dense.tokens, _actual_roles(program, policy), strict=True
+        program.block_nodes, costs, dense.blocks, dense.tokens, _actual_roles(program, plan), strict=True
     ):
         body = program.body_of(node)
         twins = [len(body.placeholders) - len(body.twins) + i for i, t in enumerate(body.twins) if t.position == body.tokens]
@@ -72,12 +73,13 @@ def make_report(
     dense_total = evaluate(dense.outside, sizes[0]) + sum(evaluate(cost, sizes[0]) for cost in dense.blocks)
     return Report(
         model=name,
-        policy=str(policy),
+        policy=str(plan),
         pipeline=pipeline,
         grid=program.grid_hint,
         grid_source=program.grid_source,
         timestep=program.timestep,
         way=program.way,
+        chains={name: len(blocks) for name, blocks in program.chains.items()},
         gflops_dense=dense_total / 1e9,
         gflops=sum(share * total for share, total in zip(shares, totals, strict=True)) / 1e9,
         parameters=parameters,
@@ -112,23 +114,22 @@ def _tokens(program: Program, node: torch.fx.Node, position: int) -> sympy.Expr:
     return sympy.sympify(shape_of(node.args[position])[program.body_of(node).token_axis])  # type: ignore[arg-type]
 
 
-def _actual_roles(program: Program, policy: Policy) -> list[Role]:
-    """The policy's roles, but with the reason where a pass left a block as it was."""
+def _actual_roles(program: Program, plan: Plan) -> list[Role]:
+    """The roles asked for, but with the reason where a pass left a block as it was."""
     roles = []
-    for node, role in zip(program.block_nodes, policy.roles(len(program.paths)), strict=True):
+    for node, role in zip(program.block_nodes, plan.roles(), strict=True):
         if role.name in ("pooling", "generate", "sparse", "recover") and "provenance" not in node.meta:
             role = Role("dense", None, f"left as it was (asked for: {role.name}); see below")
         roles.append(role)
     return roles
 
 
-def check_density(policy: Policy, grid: Grid) -> bool:
-    """Whether the policy pools anything on this grid.
+def check_density(density: Density, grid: Grid) -> bool:
+    """Whether a density pools anything on this grid.
 
     Raises:
         PolicyError: the density does not fit the grid, or reaches the full grid at some timesteps only.
     """
-    density = policy.schedule
     grids = density.grids(grid)
     if set(grids) == {grid} and density.keeps_everything(grid):
         return False

@@ -15,7 +15,7 @@ from .errors import CaptureError, GridError, TrunkError
 from .grid import find_grid
 from .in_place_grid import find_grid_in_place
 from .layout import Layouts
-from .policy import Policy
+from .plan import Plan, Policies, wants_grid
 from .program import Body, Program
 from .shapes import shape_of, symbolic
 from .sizes import binding
@@ -24,7 +24,7 @@ from .timestep import find_timestep
 
 def analyse(
     program: Program,
-    policy: Policy,
+    policies: Policies,
     grid: tuple[int, ...] | None = None,
     timestep: str | None = None,
     model: nn.Module | None = None,
@@ -38,7 +38,7 @@ def analyse(
         PolicyError: the policy does not fit the trunk or the grid.
         InputError: the timestep cannot be told.
     """
-    needed = policy.kind == "auto" or bool(policy.sdtm)
+    needed = wants_grid(policies)
     try:
         if program.in_place:
             assert model is not None  # noqa: S101  # it comes along with such a program
@@ -51,14 +51,14 @@ def analyse(
         program.grid_source = str(error)
         for body in program.bodies.values():
             body.moving = _count_symbols(body)
-        return policy.kind != "dense"
+        return Plan.of(policies, program.paths).rewrites
     find_tokens(program)
-    policy = policy.fitted(len(program.paths))
-    if policy.kind == "dense" or not policy.sdtm:
-        return policy.kind != "dense"
+    plan = Plan.of(policies, program.paths)
+    if not plan.pools:
+        return plan.rewrites
     check_chain(program)
     restate_sizes(program)
-    pools = check_density(policy, program.grid_hint)
+    pools = check_density(plan.schedule, program.grid_hint)
     if pools:
         program.timestep = find_timestep(program, timestep)
     program.stage = "analysed"

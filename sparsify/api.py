@@ -16,7 +16,7 @@ from .stage import Request
 
 def sparsify(
     model: nn.Module,
-    policy: Policy,
+    policy: Policy | Mapping[str, Policy],
     example_inputs: Sequence[Any] | Mapping[str, Any] | torch.Tensor | None = None,
     *,
     grid: Sequence[int] | None = None,
@@ -28,7 +28,8 @@ def sparsify(
     Args:
         model: any module whose trunk is a chain of repeated blocks. It is not changed. Its parameters become the
             result's parameters (the same objects, as with ``torch.compile``); deep-copy it first to keep them apart.
-        policy: which block does what, and at which density.
+        policy: which block does what, and at which density: one over all blocks in the order of execution, or a mapping
+            from the chains that the report names to a policy each.
         example_inputs: one call's inputs, a tuple of positional or a dict of keyword inputs. Without it the model is
             captured at its first call.
         grid: the token grid in row-major order, where it cannot be read off the graph.
@@ -47,8 +48,7 @@ def sparsify(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; sparsify takes a torch.nn.Module, such as pipe.transformer.")
-    if not isinstance(policy, Policy):
-        raise PolicyError(f"policy is a {type(policy).__name__}; it must be a Policy, such as Policy.auto().")
+    _check_policy(policy)
     if any(isinstance(module, SparseModel) for module in model.modules()):
         raise RewriteError(f"{type(model).__name__} is sparsified already; call sparsify on the original model.")
     if grid is not None and not isinstance(grid, Sequence):
@@ -60,6 +60,15 @@ def sparsify(
         args, kwargs = _split(example_inputs)
         sparse.capture(args, kwargs)
     return sparse
+
+
+def _check_policy(policy: Any) -> None:
+    each = policy if isinstance(policy, Mapping) and policy else {"": policy}
+    if wrong := [value for value in each.values() if not isinstance(value, Policy)]:
+        raise PolicyError(
+            f"policy is a {type(wrong[0]).__name__}, or holds one; it must be a Policy, such as Policy.auto(), or a mapping from chains "
+            f"of blocks to one each, such as {{'transformer_blocks': Policy.auto()}}."
+        )
 
 
 def _split(example_inputs: Any) -> tuple[Sequence[Any], dict[str, Any]]:

@@ -16,18 +16,18 @@ from torch import fx, nn
 from .calls import Leaf
 from .density import Grid
 from .errors import InputError, VerificationError
-from .policy import Policy
+from .plan import Plan
 from .probe import disagreement, draws_random_numbers, few_inputs
 from .program import DENSITY, Program
 from .trunk import BlockCall, find_trunk
 
 
-def check_fully(program: Program, policy: Policy, sparse: nn.Module, model: nn.Module, inputs: Sequence[Leaf]) -> None:
+def check_fully(program: Program, plan: Plan, sparse: nn.Module, model: nn.Module, inputs: Sequence[Leaf]) -> None:
     """Run both checks on one call's flat inputs.
 
     Args:
         program: the finished program of ``sparse``.
-        policy: what was asked for; a block that was left dense for a reason fails here all the same.
+        plan: what was asked for; a block that was left dense for a reason fails here all the same.
         sparse: the sparse model, called like ``model``.
         model: the dense model.
         inputs: the flat inputs of the call the program was captured with.
@@ -41,7 +41,7 @@ def check_fully(program: Program, policy: Policy, sparse: nn.Module, model: nn.M
     args, kwargs = program.call.unflatten(inputs)
     calls = {call.path: call for call in find_trunk(model, args, kwargs, fake=False)}
     _check_subsets(program, sparse, calls)
-    roles = zip(program.block_nodes, policy.roles(len(program.paths)), strict=True)
+    roles = zip(program.block_nodes, plan.roles(), strict=True)
     middle = [node for node, role in roles if role.name in ("generate", "sparse")]
     for grid in program.density.grids(program.grid_hint) if program.density and middle else ():
         _check_tokens(program, sparse, (args, kwargs), grid, [(node, calls[str(node.target)]) for node in middle])

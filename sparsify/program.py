@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .calls import CallSpec, OutputSpec
 from .density import Density, Grid
+from .plan import chains_of
 from .shapes import Size
 
 if TYPE_CHECKING:
@@ -181,10 +182,7 @@ class Program:
     @property
     def chains(self) -> dict[str, list[str]]:
         """The trunk's blocks by the list they stand in."""
-        chains: dict[str, list[str]] = {}
-        for path in self.paths:
-            chains.setdefault(path.rpartition(".")[0] or path, []).append(path)
-        return chains
+        return chains_of(self.paths)
 
     @property
     def all_block_nodes(self) -> list[fx.Node]:

@@ -63,6 +63,7 @@ class Report:
     grid_source: str
     timestep: str | None
     way: str
+    chains: dict[str, int]
     gflops_dense: float
     gflops: float
     parameters: int
@@ -93,6 +94,7 @@ class Report:
         return [
             f"[bold]{self.model}[/]: {len(self.blocks)} blocks on a {_grid_text(self.grid)} token grid ({self.grid_source}), "
             f"timestep from {self.timestep or 'nowhere'}",
+            f"chains: {' -> '.join(f'{name} x{count}' for name, count in self.chains.items())}",
             f"captured as {_escaped(self.way)}",
             f"policy: {_escaped(self.policy)}",
             f"[bold]{self.gflops_dense:.2f} -> {self.gflops:.2f} GFLOPs[/] ({share:.1%} of dense, mean over the schedule), "

@@ -104,9 +104,9 @@ class SparseModel(nn.Module):
         self._stages.append(stage)
         self._activate(stage)
         if self._request.verify == "full":
-            program, policy = stage.program, self._request.policy.fitted(len(stage.program.paths))
+            program = stage.program
             try:
-                check_fully(program, policy, self, self._source[0], program.call.flatten(args, kwargs))
+                check_fully(program, stage.plan, self, self._source[0], program.call.flatten(args, kwargs))
             except Exception:
                 self._stages.remove(stage)
                 raise

@@ -22,8 +22,8 @@ from .capture import capture
 from .errors import CaptureError, RewriteError, SparsifyError
 from .guards import Guards
 from .in_place import capture_in_place
-from .passes import InsertDensity, Pipeline, PoolAttention, SparseDense, pipeline_for
-from .policy import Policy
+from .passes import InsertDensity, Pipeline, PoolAttention, SparseDense, pipeline_of
+from .plan import Plan, Policies
 from .program import Program, Skip
 from .report import Report
 from .side_inputs import SideValues
@@ -36,7 +36,7 @@ log = logging.getLogger("sparsify")
 class Request:
     """What the caller of ``sparsify`` asked for."""
 
-    policy: Policy
+    policy: Policies
     grid: tuple[int, ...] | None = None
     timestep: str | None = None
     verify: Literal["standard", "full"] = "standard"
@@ -53,6 +53,7 @@ class Stage:
     """
 
     program: Program
+    plan: Plan
     guards: Guards
     report: Report
     mode: bool | None
@@ -90,23 +91,23 @@ def build_stage(
         program.values = SideValues(program, model, values)
         program.trials = {} if request.verify == "full" else None
         pools = analyse(program, request.policy, request.grid, request.timestep, model, inputs)
-        policy = request.policy.fitted(len(program.paths))
+        plan = Plan.of(request.policy, program.paths)
         dense = Costs.of(program)
-        pipeline = pipeline_for(policy, len(program.paths))
-        if policy.kind != "dense" and not pools:
+        pipeline = pipeline_of(plan)
+        if plan.rewrites and not pools:
             pipeline = _without_modules(pipeline, program)
         rewritten = pipeline.run(program)
         program.values = None  # the example call is not kept
-    if policy.kind != "dense" and pools and not rewritten:
+    if plan.rewrites and pools and not rewritten:
         reasons = "\n  ".join(f"{skip.pass_name} at {skip.where}: {skip.reason}" for skip in program.skips)
         raise RewriteError(f"the policy changed nothing, every rewrite was refused:\n  {reasons}")
     parameters = sum(p.numel() for p in model.parameters())
-    report = make_report(type(model).__name__, program, dense, policy, str(pipeline), pipeline.timings, parameters)
+    report = make_report(type(model).__name__, program, dense, plan, str(pipeline), pipeline.timings, parameters)
     log.info("captured %s: %.2f -> %.2f GFLOPs", report.model, report.gflops_dense, report.gflops)
-    sizes = None if pools or policy.kind == "dense" else _sizes(inputs)
+    sizes = None if pools or not plan.rewrites else _sizes(inputs)
     if program.in_place:  # what the model's own code does with other sizes is not known
         sizes = tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else x for x in inputs)
-    return Stage(program, guards, report, mode, kind, sizes)
+    return Stage(program, plan, guards, report, mode, kind, sizes)
 
 
 def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Program, list[Leaf], list[Leaf]]:

@@ -9,25 +9,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDTH, HEADS, CHANNELS, CONTEXT = 24, 2, 3, 10
 
 
-def cells(*grid: int) -> torch.Tensor:
+def cells(*grid: int) -> Tensor:
     """The positions of a grid's cells, (cells, axes), in row-major order."""
     places = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
     return torch.stack([place.flatten() for place in places], dim=-1).double()
 
 
-def angles(positions: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+def angles(positions: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Axial RoPE: for each of (..., axes) positions the angles of its pairs of channels, ``dims`` channels to an axis."""
     speeds = [50.0 ** (-torch.arange(0, dim, 2).double() / dim) for dim in dims]
     return torch.cat([positions[..., axis, None] * speed for axis, speed in enumerate(speeds)], dim=-1)
 
 
-def near(h: int, w: int, reach: int) -> torch.Tensor:
+def near(h: int, w: int, reach: int) -> Tensor:
     """Whether cells are at most ``reach`` apart, (cells, cells)."""
     places = cells(h, w)
     return ((places[:, None] - places[None]).abs() <= reach).all(dim=-1)
@@ -48,7 +48,7 @@ class TimeEmbedder(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(8, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
 
-    def forward(self, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, t: Tensor) -> Tensor:
         speeds = 0.3 ** torch.arange(4).double()
         phases = t[..., None] / 100 * speeds
         return self.mlp(torch.cat([phases.cos(), phases.sin()], dim=-1))
@@ -57,7 +57,7 @@ class TimeEmbedder(nn.Module):
 # --- a DiT: one sequence, adaLN, cosines and sines ---------------------------------------------------------------------
 
 
-def rotate_in_place(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate_in_place(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Writes into an empty tensor, as several models do."""
     out = torch.empty_like(x)
     out[..., 0::2] = x[..., 0::2] * cos - x[..., 1::2] * sin
@@ -76,12 +76,12 @@ class SequenceBlock(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
-        c: torch.Tensor,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None = None,
-        skip: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        x: Tensor,
+        c: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> Tensor:
         if self.skip_linear is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         b, n, _ = x.shape
@@ -117,26 +117,26 @@ class SequenceDiT(nn.Module):
         self.norm, self.head = norm(), nn.Linear(WIDTH, 4 * CHANNELS)
 
     def prepare(
-        self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor | None = None, offset: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        self, x: Tensor, t: Tensor, text: Tensor | None = None, offset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Image tokens, text tokens, and the condition, or times, of every token or of all."""
         times = t[:, None] if offset is None else t[:, None] + offset.flatten(1)
         tokens = self.embed(x).flatten(2).transpose(1, 2)
         return tokens, None if text is None else self.embed_text(text), times if self.embeds_time else self.time(times)
 
-    def finish(self, x: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    def finish(self, x: Tensor, h: int, w: int) -> Tensor:
         x = self.head(self.norm(x)).reshape(x.shape[0], h, w, 2, 2, CHANNELS)
         return torch.einsum("bhwpqc->bchpwq", x).reshape(x.shape[0], CHANNELS, 2 * h, 2 * w)
 
     def forward(
         self,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        text: torch.Tensor | None = None,
-        rope: tuple[torch.Tensor, torch.Tensor] | None = None,
-        mask: torch.Tensor | None = None,
-        offset: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        x: Tensor,
+        t: Tensor,
+        text: Tensor | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> Tensor:
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
         tokens, texts, c = self.prepare(x, t, text, offset)
         extras = 0
@@ -163,13 +163,13 @@ class SequenceDiT(nn.Module):
 # --- SD3 and Flux: two streams with one attention; Flux then has one stream, and tables of 2 x 2 matrices ----------------
 
 
-def apply_rope(x: torch.Tensor, pe: torch.Tensor) -> torch.Tensor:
+def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
     """Rotates (B, heads, N, D) by (B, 1, N, D / 2, 2, 2)."""
     pairs = x.reshape(*x.shape[:-1], -1, 1, 2)
     return (pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]).reshape(x.shape)
 
 
-def rope_matrices(ids: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+def rope_matrices(ids: Tensor, dims: tuple[int, ...]) -> Tensor:
     table = angles(ids, dims)
     return torch.stack([table.cos(), -table.sin(), table.sin(), table.cos()], dim=-1).unflatten(-1, (2, 2)).unsqueeze(1)
 
@@ -191,7 +191,7 @@ class JointBlock(nn.Module):
         if not last:
             self.norm2_text, self.ff_text, self.proj_text = norm(), mlp(), nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, img: torch.Tensor, txt: torch.Tensor, vec: torch.Tensor, pe: torch.Tensor | None = None) -> Any:
+    def forward(self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor | None = None) -> Any:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(F.silu(vec))[:, None].chunk(6, dim=-1)
         shifts = self.ada_text(F.silu(vec))[:, None].chunk(2 if self.last else 6, dim=-1)
         parts = [
@@ -223,7 +223,7 @@ class SingleBlock(nn.Module):
         self.modulation, self.pre_norm = nn.Linear(WIDTH, 3 * WIDTH), norm()
         self.linear1, self.linear2 = nn.Linear(WIDTH, 5 * WIDTH), nn.Linear(3 * WIDTH, WIDTH)
 
-    def forward(self, x: torch.Tensor, vec: torch.Tensor, pe: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, vec: Tensor, pe: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(F.silu(vec))[:, None].chunk(3, dim=-1)
         qkv, hidden = torch.split(self.linear1((1 + scale) * self.pre_norm(x) + shift), [3 * WIDTH, 2 * WIDTH], dim=-1)
         q, k, v = qkv.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
@@ -239,14 +239,14 @@ class SD3(nn.Module):
         self.blocks = nn.ModuleList(JointBlock(flux=False, last=i == depth - 1) for i in range(depth))
         self.norm, self.head = norm(), nn.Linear(WIDTH, 4 * CHANNELS)
 
-    def prepare(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def prepare(self, x: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, ...]:
         x = self.embed(x)
         h, w = x.shape[-2:]
         return x.flatten(2).transpose(1, 2) + self.position(cells(h, w)), self.embed_text(text), self.time(t)
 
     finish = SequenceDiT.finish
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
         tokens, text, vec = self.prepare(x, t, text)
         for block in self.blocks:
@@ -267,12 +267,10 @@ class Flux(nn.Module):
         self.single_blocks = nn.ModuleList(SingleBlock() for _ in range(singles))
         self.norm, self.head = norm(), nn.Linear(WIDTH, CHANNELS)
 
-    def prepare(self, img: torch.Tensor, txt: torch.Tensor, t: torch.Tensor, **_: Any) -> tuple[torch.Tensor, ...]:
+    def prepare(self, img: Tensor, txt: Tensor, t: Tensor, **_: Any) -> tuple[Tensor, ...]:
         return self.img_in(img), self.txt_in(txt), self.time(t)
 
-    def forward(
-        self, img: torch.Tensor, txt: torch.Tensor, t: torch.Tensor, img_ids: torch.Tensor, txt_ids: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, img: Tensor, txt: Tensor, t: Tensor, img_ids: Tensor, txt_ids: Tensor) -> Tensor:
         img, txt, vec = self.prepare(img, txt, t)
         ids = torch.cat((txt_ids, img_ids), dim=1)
         pe = rope_matrices(torch.stack(ids.unbind(-1), dim=-1) if self.unbind else ids, self.DIMS)
@@ -300,11 +298,11 @@ class WanBlock(nn.Module):
         )
         self.modulation = nn.Parameter(torch.zeros(6, WIDTH))
 
-    def rotate(self, x: torch.Tensor, freqs: torch.Tensor) -> torch.Tensor:
+    def rotate(self, x: Tensor, freqs: Tensor) -> Tensor:
         z = torch.view_as_complex(x.unflatten(2, (HEADS, -1, 2)))
         return torch.view_as_real(z * freqs).flatten(3).transpose(1, 2)
 
-    def forward(self, x: torch.Tensor, e: torch.Tensor, freqs: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, e: Tensor, freqs: Tensor, context: Tensor) -> Tensor:
         """``e`` is (B, 6, D), or (B, N, 6, D); ``freqs`` is complex, (1, N, 1, D / heads / 2)."""
         e = (self.modulation + e).unsqueeze(1) if e.ndim == 3 else self.modulation + e
         shift1, scale1, gate1, shift2, scale2, gate2 = (part.squeeze(2) for part in e.chunk(6, dim=2))
@@ -319,7 +317,7 @@ class WanBlock(nn.Module):
 
 
 class Wan(nn.Module):
-    """With an ``offset`` of (B, frames) every frame has a time, and so every token a modulation, of its own."""
+    """With an ``offset`` of (B, frames, h, w) every token has a time, and so a modulation, of its own."""
 
     DIMS = (4, 4, 4)
 
@@ -334,23 +332,20 @@ class Wan(nn.Module):
         self.blocks = nn.ModuleList(WanBlock() for _ in range(depth))
         self.norm, self.head = norm(), nn.Linear(WIDTH, 4 * CHANNELS)
 
-    def prepare(
-        self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, offset: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def prepare(self, x: Tensor, t: Tensor, text: Tensor, offset: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, text, modulation."""
-        cells_of_frame = (x.shape[-2] // 2) * (x.shape[-1] // 2)
-        times = t if offset is None else (t[:, None] + offset).repeat_interleave(cells_of_frame, dim=1)
+        times = t if offset is None else t[:, None] + offset.flatten(1)
         return (
             self.patch(x).flatten(2).transpose(1, 2),
             self.text(text),
             self.projection(self.time(times)).unflatten(-1, (6, -1)),
         )
 
-    def finish(self, x: torch.Tensor, f: int, h: int, w: int) -> torch.Tensor:
+    def finish(self, x: Tensor, f: int, h: int, w: int) -> Tensor:
         x = self.head(self.norm(x)).reshape(x.shape[0], f, h, w, 2, 2, CHANNELS)
         return torch.einsum("bfhwpqc->bcfhpwq", x).reshape(x.shape[0], CHANNELS, f, 2 * h, 2 * w)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: Tensor, offset: Tensor | None = None) -> Tensor:
         grid = (x.shape[2], x.shape[3] // 2, x.shape[4] // 2)
         tokens, context, e = self.prepare(x, t, text, offset)
         table = angles(cells(*grid), self.DIMS)
