@@ -17,8 +17,13 @@ from ..program import Body, Twin
 from ..shapes import annotate, new_size, shape_of, size_of, symbolic
 from .base import Provenance
 
-Level = Literal["query", "key", "cross"]
-_ORDER: tuple[Level, ...] = ("query", "key", "cross")
+aten = torch.ops.aten
+
+Level = Literal["query", "key", "cross", "back"]
+_ORDER: tuple[Level, ...] = ("query", "key", "cross", "back")
+# The levels of the rows and the columns of a table, and that of the table with both exchanged.
+_SIDES: dict[Level, tuple[Level, Level]] = {"cross": ("query", "key"), "back": ("key", "query")}
+_EXCHANGED: dict[Level, Level] = {"cross": "back", "back": "cross"}
 
 
 def split_queries_from_keys(body: Body, name: str, pass_name: str) -> Body:
@@ -28,7 +33,7 @@ def split_queries_from_keys(body: Body, name: str, pass_name: str) -> Body:
     except where tokens mix: attention asks for its keys and values at *key* level, and so does every other sum over
     the tokens for what it sums (linear attention). A node that is asked for at both levels is copied. Only the first
     mixing on each path crosses levels: what follows it in the block sees queries only. A mask with a row per query
-    and a column per key is asked for at *cross* level.
+    and a column per key is asked for at *cross* level, and what it is the transpose of at *back* level.
 
     Raises:
         RewriteError: queries and keys cannot be told apart.
@@ -55,6 +60,8 @@ class _Split:
             made[node, "query"].meta = dict(node.meta)
             if position in aligned:
                 made[node, "query"].meta["val"] = self._resized(node, {axis: "query" for axis in range(len(shape_of(node)))})
+        if turned := [node.name for node in placeholders if "back" in wanted[node]]:
+            raise RewriteError(f"the table {turned[0]} is read with its rows for keys and its columns for queries")
         for node in placeholders:  # a size that is folded into that of the keys comes along with them
             if any(self._is_size_in(node, other) for other in placeholders if "key" in wanted[other]):
                 wanted[node].add("key")
@@ -80,6 +87,11 @@ class _Split:
     def _copy(self, graph: fx.Graph, node: fx.Node, level: Level, made: dict[tuple[fx.Node, Level], fx.Node]) -> fx.Node:
         levels = dict(self._sources(node, level))
         twin = graph.node_copy(node, lambda source: made[source, levels[source]])
+        if level in _SIDES:  # one size may stand for queries in the rows, and for keys in the columns
+            for index, sizes in enumerate(node.args):
+                if isinstance(sizes, (list, tuple)):
+                    wanted = [self._of_size(size, at, len(sizes), level) for at, size in enumerate(sizes)]
+                    twin.update_arg(index, [made[s, w] if w else s for s, w in zip(sizes, wanted, strict=True)])
         if node in self.attentions:  # one node may be both query and key
             query = self.attentions[node].query
             twin.update_arg(0, made[query, self._at(query, level)])
@@ -110,21 +122,34 @@ class _Split:
             others = [s for s in node.all_input_nodes if s not in inner and s is not attention.mask and s is not attention.query]
             asked = [(source, self._at(source, level)) for source in (attention.query, *others)]
             return asked + mask + [(source, self._at(source, "key")) for source in inner]
-        if level == "cross":
-            return [(source, self._of_mask(source)) for source in node.all_input_nodes]
+        if level in _SIDES:
+            inner = _EXCHANGED[level] if _exchanges_last_axes(node) else level
+            lists = [sizes for sizes in node.args if isinstance(sizes, (list, tuple))]
+            asked = [(s, self._of_size(s, at, len(sizes), level)) for sizes in lists for at, s in enumerate(sizes)]
+            rest = [source for source in node.all_input_nodes if all(source is not s for s, _ in asked)]
+            return [(s, w) for s, w in asked if w is not None] + [(source, self._of_mask(source, inner)) for source in rest]
         return [(source, self._at(source, level)) for source in node.all_input_nodes]
 
     def _at(self, source: fx.Node, level: Level) -> Level:
         return level if source in self.moving else "query"  # what does not move is the same for all, and made once
 
-    def _of_mask(self, source: fx.Node) -> Level:
-        """Rows of a mask belong to queries, columns to keys."""
+    def _of_size(self, size: Any, at: int, axes: int, level: Level) -> Level | None:
+        """The level of one of a list of sizes, or of tensors; None for a number."""
+        if not isinstance(size, fx.Node):
+            return None
+        if isinstance(size.meta.get("val"), torch.Tensor):
+            return self._of_mask(size, level)
+        return self._at(size, _SIDES[level][at - axes]) if at >= axes - 2 else "query"
+
+    def _of_mask(self, source: fx.Node, level: Level = "cross") -> Level:
+        """Rows of a mask belong to queries, columns to keys; or the other way round."""
         if source not in self.moving or not isinstance(source.meta.get("val"), torch.Tensor):
             return "query"
         rows_and_columns = [follows_tokens(self.body, size) for size in shape_of(source)[-2:]]
         if len(rows_and_columns) == 2 and all(rows_and_columns):
-            return "cross"
-        return "key" if rows_and_columns and rows_and_columns[-1] else "query"
+            return level
+        rows, columns = _SIDES[level]
+        return columns if rows_and_columns and rows_and_columns[-1] else rows if any(rows_and_columns) else "query"
 
     def _resized(self, node: fx.Node, levels: dict[int, Level]) -> Any:
         """What a placeholder holds when its axes of queries have another length."""
@@ -141,6 +166,15 @@ class _Split:
             return resized(value)
         with value.fake_mode:  # type: ignore[attr-defined]
             return value.new_empty([resized(size) if axis in levels else size for axis, size in enumerate(value.shape)])
+
+
+def _exchanges_last_axes(node: fx.Node) -> bool:
+    last = len(shape_of(node)) - 1
+    if node.target == aten.transpose.int:
+        return {int(axis) % (last + 1) for axis in node.args[1:]} == {last - 1, last}  # type: ignore[call-overload]
+    if node.target == aten.permute.default:
+        return [int(axis) % (last + 1) for axis in node.args[1]][-2:] == [last, last - 1]  # type: ignore[union-attr]
+    return node.target in (aten.t.default, aten.mT.default)
 
 
 def _first_mixing(body: Body) -> tuple[dict[fx.Node, Attention], set[fx.Node]]:

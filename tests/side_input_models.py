@@ -1,4 +1,4 @@
-"""Tiny models in four families' own manner, whose blocks take more than tokens and a vector: tables, text, masks, skips.
+"""Tiny models whose blocks take more than tokens and a vector, as DiT and Wan have them: tables, masks, skips, text.
 
 Each has ``prepare``, what it does before its blocks, and ``finish``, what it does behind them, so that an oracle can stand
 in for the blocks alone.
@@ -6,7 +6,7 @@ in for the blocks alone.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,12 @@ def angles(positions: Tensor, dims: tuple[int, ...]) -> Tensor:
     return torch.cat([positions[..., axis, None] * speed for axis, speed in enumerate(speeds)], dim=-1)
 
 
+def turns(positions: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of these angles."""
+    table = angles(positions, dims)
+    return table.cos(), table.sin()
+
+
 def near(h: int, w: int, reach: int) -> Tensor:
     """Whether cells are at most ``reach`` apart, (cells, cells)."""
     places = cells(h, w)
@@ -39,6 +45,10 @@ def norm() -> nn.LayerNorm:
 
 def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU("tanh"), nn.Linear(2 * WIDTH, WIDTH))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class TimeEmbedder(nn.Module):
@@ -75,12 +85,7 @@ class SequenceBlock(nn.Module):
         self.skip_linear = nn.Linear(2 * WIDTH, WIDTH) if skip else None
 
     def forward(
-        self,
-        x: Tensor,
-        c: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None = None,
-        skip: Tensor | None = None,
+        self, x: Tensor, c: Tensor, rope: Sequence[Tensor], mask: Tensor | None = None, skip: Tensor | None = None
     ) -> Tensor:
         if self.skip_linear is not None:
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
@@ -98,9 +103,9 @@ class SequenceBlock(nn.Module):
 class SequenceDiT(nn.Module):
     """Text, if there is any, stands before the image in one sequence; with ``skips`` late blocks see early ones' results.
 
-    ``rope`` and ``mask`` are handed to every block as they come; without ``rope`` it is made of the image's size. A ``reach``
-    makes a mask of neighbours. With an ``offset`` of (B, h, w) every token has a time, and so a condition, of its own; blocks with ``embeds_time`` get
-    the times themselves.
+    ``rope`` and ``mask`` are handed to every block as they come; without ``rope`` it is made of the image's size. A
+    ``reach`` makes a mask of neighbours. With an ``offset`` of (B, h, w) every token has a time, and so a condition, of
+    its own; blocks with ``embeds_time`` get the times themselves.
     """
 
     DIMS = (6, 6)
@@ -133,153 +138,25 @@ class SequenceDiT(nn.Module):
         x: Tensor,
         t: Tensor,
         text: Tensor | None = None,
+        offset: Tensor | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
-        offset: Tensor | None = None,
     ) -> Tensor:
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
         tokens, texts, c = self.prepare(x, t, text, offset)
-        extras = 0
-        if self.reach is not None:
-            mask = near(h, w, self.reach)
-        if rope is None:
-            table = angles(cells(h, w), self.DIMS)
-            rope = table.cos(), table.sin()
+        mask = mask if self.reach is None else near(h, w, self.reach)
+        cos, sin = turns(cells(h, w), self.DIMS) if rope is None else rope
         if texts is not None:
-            extras = texts.shape[1]
             tokens = torch.cat([texts, tokens], dim=1)
-            still = rope[0].new_zeros(extras, rope[0].shape[-1])
-            rope = torch.cat([still + 1, rope[0]]), torch.cat([still, rope[1]])
-        skips = []
+            still = cos.new_zeros(texts.shape[1], cos.shape[-1])
+            cos, sin = torch.cat([still + 1, cos]), torch.cat([still, sin])
+        results = []
         for block in self.in_blocks:
-            tokens = block(tokens, c, rope, mask)
-            skips.append(tokens)
-        skips = skips[: len(self.out_blocks)]  # a middle block's result is nobody's skip
-        for block in self.out_blocks:
-            tokens = block(tokens, c, rope, mask, skips.pop())
-        return self.finish(tokens[:, extras:], h, w)
-
-
-# --- SD3 and Flux: two streams with one attention; Flux then has one stream, and tables of 2 x 2 matrices ----------------
-
-
-def apply_rope(x: Tensor, pe: Tensor) -> Tensor:
-    """Rotates (B, heads, N, D) by (B, 1, N, D / 2, 2, 2)."""
-    pairs = x.reshape(*x.shape[:-1], -1, 1, 2)
-    return (pe[..., 0] * pairs[..., 0] + pe[..., 1] * pairs[..., 1]).reshape(x.shape)
-
-
-def rope_matrices(ids: Tensor, dims: tuple[int, ...]) -> Tensor:
-    table = angles(ids, dims)
-    return torch.stack([table.cos(), -table.sin(), table.sin(), table.cos()], dim=-1).unflatten(-1, (2, 2)).unsqueeze(1)
-
-
-class JointBlock(nn.Module):
-    """SD3 has the image first in its attention, the text first in what it returns, and a last block that ends the text.
-
-    Flux has the text first in its attention and the image first in what it returns.
-    """
-
-    def __init__(self, flux: bool, last: bool = False) -> None:
-        super().__init__()
-        self.flux, self.last = flux, last
-        self.norm1, self.norm2, self.ff, self.proj = norm(), norm(), mlp(), nn.Linear(WIDTH, WIDTH)
-        self.qkv, self.qkv_text = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
-        self.norm_q, self.norm_k = nn.RMSNorm(WIDTH // HEADS), nn.RMSNorm(WIDTH // HEADS)
-        self.ada, self.ada_text = nn.Linear(WIDTH, 6 * WIDTH), nn.Linear(WIDTH, (2 if last else 6) * WIDTH)
-        self.norm1_text = norm()
-        if not last:
-            self.norm2_text, self.ff_text, self.proj_text = norm(), mlp(), nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor | None = None) -> Any:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(F.silu(vec))[:, None].chunk(6, dim=-1)
-        shifts = self.ada_text(F.silu(vec))[:, None].chunk(2 if self.last else 6, dim=-1)
-        parts = [
-            self.qkv(self.norm1(img) * (1 + scale1) + shift1),
-            self.qkv_text(self.norm1_text(txt) * (1 + shifts[1]) + shifts[0]),
-        ]
-        parts = parts[::-1] if self.flux else parts
-        q, k, v = torch.cat([part.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4) for part in parts], dim=3)
-        q, k = self.norm_q(q), self.norm_k(k)
-        if pe is not None:
-            q, k = apply_rope(q, pe), apply_rope(k, pe)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        first, second = out[:, : parts[0].shape[1]], out[:, parts[0].shape[1] :]
-        out, out_text = (second, first) if self.flux else (first, second)
-        img = img + gate1 * self.proj(out)
-        img = img + gate2 * self.ff(self.norm2(img) * (1 + scale2) + shift2)
-        if self.last:
-            return None, img
-        txt = txt + shifts[2] * self.proj_text(out_text)
-        txt = txt + shifts[5] * self.ff_text(self.norm2_text(txt) * (1 + shifts[4]) + shifts[3])
-        return (img, txt) if self.flux else (txt, img)
-
-
-class SingleBlock(nn.Module):
-    """Attention and MLP side by side, with one linear layer in front and one behind."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.modulation, self.pre_norm = nn.Linear(WIDTH, 3 * WIDTH), norm()
-        self.linear1, self.linear2 = nn.Linear(WIDTH, 5 * WIDTH), nn.Linear(3 * WIDTH, WIDTH)
-
-    def forward(self, x: Tensor, vec: Tensor, pe: Tensor) -> Tensor:
-        shift, scale, gate = self.modulation(F.silu(vec))[:, None].chunk(3, dim=-1)
-        qkv, hidden = torch.split(self.linear1((1 + scale) * self.pre_norm(x) + shift), [3 * WIDTH, 2 * WIDTH], dim=-1)
-        q, k, v = qkv.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(apply_rope(q, pe), apply_rope(k, pe), v).transpose(1, 2).flatten(2)
-        return x + gate * self.linear2(torch.cat((out, F.gelu(hidden, approximate="tanh")), 2))
-
-
-class SD3(nn.Module):
-    def __init__(self, depth: int = 5) -> None:
-        super().__init__()
-        self.embed, self.position = nn.Conv2d(CHANNELS, WIDTH, 2, 2), nn.Linear(2, WIDTH)
-        self.embed_text, self.time = nn.Linear(CONTEXT, WIDTH), TimeEmbedder()
-        self.blocks = nn.ModuleList(JointBlock(flux=False, last=i == depth - 1) for i in range(depth))
-        self.norm, self.head = norm(), nn.Linear(WIDTH, 4 * CHANNELS)
-
-    def prepare(self, x: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, ...]:
-        x = self.embed(x)
-        h, w = x.shape[-2:]
-        return x.flatten(2).transpose(1, 2) + self.position(cells(h, w)), self.embed_text(text), self.time(t)
-
-    finish = SequenceDiT.finish
-
-    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        h, w = x.shape[-2] // 2, x.shape[-1] // 2
-        tokens, text, vec = self.prepare(x, t, text)
-        for block in self.blocks:
-            text, tokens = block(img=tokens, txt=text, vec=vec)
-        return self.finish(tokens, h, w)
-
-
-class Flux(nn.Module):
-    """A packed latent of (B, N, C); ids of (B, rows, 3) say where its tokens and those of the text are."""
-
-    DIMS = (4, 4, 4)
-
-    def __init__(self, doubles: int = 3, singles: int = 3, unbind: bool = True) -> None:
-        super().__init__()
-        self.unbind = unbind  # tells tracing how many columns the ids have
-        self.img_in, self.txt_in, self.time = nn.Linear(CHANNELS, WIDTH), nn.Linear(CONTEXT, WIDTH), TimeEmbedder()
-        self.double_blocks = nn.ModuleList(JointBlock(flux=True) for _ in range(doubles))
-        self.single_blocks = nn.ModuleList(SingleBlock() for _ in range(singles))
-        self.norm, self.head = norm(), nn.Linear(WIDTH, CHANNELS)
-
-    def prepare(self, img: Tensor, txt: Tensor, t: Tensor, **_: Any) -> tuple[Tensor, ...]:
-        return self.img_in(img), self.txt_in(txt), self.time(t)
-
-    def forward(self, img: Tensor, txt: Tensor, t: Tensor, img_ids: Tensor, txt_ids: Tensor) -> Tensor:
-        img, txt, vec = self.prepare(img, txt, t)
-        ids = torch.cat((txt_ids, img_ids), dim=1)
-        pe = rope_matrices(torch.stack(ids.unbind(-1), dim=-1) if self.unbind else ids, self.DIMS)
-        for block in self.double_blocks:
-            img, txt = block(img, txt, vec, pe)
-        x = torch.cat((txt, img), 1)
-        for block in self.single_blocks:
-            x = block(x, vec, pe)
-        return self.head(self.norm(x[:, txt.shape[1] :]))
+            tokens = block(tokens, c, (cos, sin), mask)
+            results.append(tokens)
+        for block, skip in zip(self.out_blocks, results[: len(self.out_blocks)][::-1], strict=True):
+            tokens = block(tokens, c, (cos, sin), mask, skip)
+        return self.finish(tokens if texts is None else tokens[:, texts.shape[1] :], h, w)
 
 
 # --- Wan: video, text through cross-attention, complex tables ------------------------------------------------------------
@@ -291,11 +168,7 @@ class WanBlock(nn.Module):
         self.norm1, self.norm2, self.norm3, self.ffn = norm(), norm(), nn.LayerNorm(WIDTH), mlp()
         self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
         self.norm_q, self.norm_k = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
-        self.cross_q, self.cross_kv, self.cross_o = (
-            nn.Linear(WIDTH, WIDTH),
-            nn.Linear(WIDTH, 2 * WIDTH),
-            nn.Linear(WIDTH, WIDTH),
-        )
+        self.cross_q, self.cross_k, self.cross_v, self.cross_o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
         self.modulation = nn.Parameter(torch.zeros(6, WIDTH))
 
     def rotate(self, x: Tensor, freqs: Tensor) -> Tensor:
@@ -309,10 +182,10 @@ class WanBlock(nn.Module):
         y = self.norm1(x) * (1 + scale1) + shift1
         q, k = self.rotate(self.norm_q(self.q(y)), freqs), self.rotate(self.norm_k(self.k(y)), freqs)
         v = self.v(y).unflatten(2, (HEADS, -1)).transpose(1, 2)
-        x = x + gate1 * self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + gate1 * self.o(attention(q, k, v))
         q = self.cross_q(self.norm3(x)).unflatten(2, (HEADS, -1)).transpose(1, 2)
-        k, v = self.cross_kv(context).unflatten(2, (2, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.cross_o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        k, v = (layer(context).unflatten(2, (HEADS, -1)).transpose(1, 2) for layer in (self.cross_k, self.cross_v))
+        x = x + self.cross_o(attention(q, k, v))
         return x + gate2 * self.ffn(self.norm2(x) * (1 + scale2) + shift2)
 
 
@@ -323,23 +196,16 @@ class Wan(nn.Module):
 
     def __init__(self, depth: int = 5) -> None:
         super().__init__()
-        self.patch, self.text, self.time = (
-            nn.Conv3d(CHANNELS, WIDTH, (1, 2, 2), (1, 2, 2)),
-            nn.Linear(CONTEXT, WIDTH),
-            TimeEmbedder(),
-        )
-        self.projection = nn.Linear(WIDTH, 6 * WIDTH)
+        self.patch, self.text = nn.Conv3d(CHANNELS, WIDTH, (1, 2, 2), (1, 2, 2)), nn.Linear(CONTEXT, WIDTH)
+        self.time, self.projection = TimeEmbedder(), nn.Linear(WIDTH, 6 * WIDTH)
         self.blocks = nn.ModuleList(WanBlock() for _ in range(depth))
         self.norm, self.head = norm(), nn.Linear(WIDTH, 4 * CHANNELS)
 
     def prepare(self, x: Tensor, t: Tensor, text: Tensor, offset: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, text, modulation."""
         times = t if offset is None else t[:, None] + offset.flatten(1)
-        return (
-            self.patch(x).flatten(2).transpose(1, 2),
-            self.text(text),
-            self.projection(self.time(times)).unflatten(-1, (6, -1)),
-        )
+        e = self.projection(self.time(times)).unflatten(-1, (6, -1))
+        return self.patch(x).flatten(2).transpose(1, 2), self.text(text), e
 
     def finish(self, x: Tensor, f: int, h: int, w: int) -> Tensor:
         x = self.head(self.norm(x)).reshape(x.shape[0], f, h, w, 2, 2, CHANNELS)
