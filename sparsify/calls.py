@@ -64,11 +64,13 @@ class CallSpec:
         """The flat inputs of another call.
 
         Raises:
-            ConstantError: an argument that is part of the graph has another value.
+            ConstantError: an argument that is part of the graph has another value, or a list another length.
             InputError: the call has other arguments, or another nesting of them, than the captured one.
         """
         leaves, spec = pytree.tree_flatten(_bind(self.signature, args, kwargs))
         if spec != self.spec:
+            if self._differs_in_length_alone(args, kwargs):
+                raise ConstantError("a list among the inputs has another length than at capture.")
             raise InputError(self._structure_message(args, kwargs))
         inputs: list[Leaf] = []
         for leaf, constant, name in zip(leaves, self.constants, self.names, strict=True):
@@ -91,6 +93,12 @@ class CallSpec:
         bound = self.signature.bind_partial()
         bound.arguments.update(pytree.tree_unflatten(leaves, self.spec))
         return bound.args, bound.kwargs
+
+    def _differs_in_length_alone(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether the nesting is that of the capture but for the lengths of lists, such as one of a shape per image."""
+        pairs, _ = pytree.tree_flatten_with_path(_bind(self.signature, args, kwargs))
+        kinds = [{re.sub(r"\[\d+\]", "[]", name) for name in names} for names in (self.names, (pytree.keystr(p) for p, _ in pairs))]
+        return kinds[0] == kinds[1]
 
     def _structure_message(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         pairs, _ = pytree.tree_flatten_with_path(_bind(self.signature, args, kwargs))

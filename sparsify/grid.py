@@ -136,7 +136,7 @@ def _from_positions(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...]
     for symbol in _lone_symbols(program, tokens):
         for node in program.placeholders:
             shape = shape_of(node)
-            if len(shape) < 2 or shape[-1] not in (2, 3, 4) or program.hint(shape[-2]) != program.hint(symbol):
+            if len(shape) < 2 or program.hint(shape[-1]) not in (2, 3, 4) or program.hint(shape[-2]) != program.hint(symbol):
                 continue
             value = None if program.values is None else program.values.of(node)
             sides = None if value is None else sides_of_positions(value)

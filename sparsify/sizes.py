@@ -79,7 +79,10 @@ def mismatch(env: ShapeEnv, body: Body, call: fx.Node) -> str | None:
 
 def _is_known_equal(env: ShapeEnv, a: sympy.Expr, b: sympy.Expr) -> bool:
     difference = sympy.expand(a - b)
-    return difference == 0 or sympy.expand(env.simplify(difference)) == 0 or _equality(a, b) in {g.expr for g in env.guards}
+    if difference == 0 or sympy.expand(env.simplify(difference)) == 0:
+        return True
+    known = [guard.expr.args for guard in env.guards if isinstance(guard.expr, sympy.Eq)]
+    return _equality(env.simplify(a), env.simplify(b)) in {_equality(env.simplify(x), env.simplify(y)) for x, y in known}
 
 
 def _equality(a: sympy.Expr, b: sympy.Expr) -> sympy.Basic:

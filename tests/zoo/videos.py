@@ -47,8 +47,7 @@ def _vace(batch: int, size: int) -> dict[str, Any]:
 
 
 def _latte(batch: int, size: int) -> dict[str, Any]:
-    present = {"encoder_attention_mask": _present(batch), "enable_temporal_attentions": True}
-    return {**_wan(batch, size), **present}
+    return {**_wan(batch, size), "enable_temporal_attentions": True}
 
 
 def _tables(size: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,10 +68,11 @@ def _allegro(batch: int, size: int) -> dict[str, Any]:
     from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
 
     t, h, w = GRIDS[size]
-    frequencies, grids = get_3d_rotary_pos_embed_allegro(24, ((0, 0), (h, w)), (h, w), t, (1.0, 1.0, 1.0))
+    tables = get_3d_rotary_pos_embed_allegro(24, ((0, 0), (h, w)), (h, w), t)
+    places = torch.cartesian_prod(*(grid.long() for grid in tables[3:])).T.reshape(3, 1, -1).contiguous()
     whole = torch.ones(batch, t, h * PATCH, w * PATCH)
     given = {**_wan(batch, size), "attention_mask": whole, "encoder_attention_mask": _present(batch)}
-    return {**given, "encoder_hidden_states": _text(batch)[:, None], "image_rotary_emb": (frequencies, grids)}
+    return {**given, "encoder_hidden_states": _text(batch)[:, None], "image_rotary_emb": (tables[:3], tuple(places))}
 
 
 WAN: dict[str, Any] = {
@@ -88,11 +88,11 @@ WAN: dict[str, Any] = {
 }
 
 
-def _entry(name: str, inputs: Callable[[int, int], dict[str, Any]], family: str = "video", **config: Any) -> Entry:
+def _entry(name: str, inputs: Callable[[int, int], dict[str, Any]], family: str = "video", sizes: int = 2, **config: Any) -> Entry:
     def make() -> nn.Module:
         return build(name, **config)
 
-    return Entry(name, family, make, inputs, lambda size: GRIDS[size])
+    return Entry(name, family, make, inputs, lambda size: GRIDS[size], sizes)
 
 
 HEADED: dict[str, Any] = {"num_attention_heads": HEADS, "attention_head_dim": HEAD, "in_channels": CHANNELS}
@@ -106,6 +106,7 @@ MODELS: list[Entry] = [
         "LatteTransformer3DModel",
         _latte,
         "cross-attention",
+        1,  # a learned position for each of its frames
         **HEADED,
         out_channels=CHANNELS,
         num_layers=4,
