@@ -35,7 +35,9 @@ class Cleanup(Pass):
         for node in list(place.nodes):
             if node.op == "call_function" and (does_nothing := _IDENTITIES.get(node.target)) and does_nothing(node):
                 node.replace_all_uses_with(node.args[0])
-        place.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or "body" in node.meta or node.target in (DENSITY, GRID))
+        place.eliminate_dead_code(
+            lambda node: node.op in ("placeholder", "output") or "body" in node.meta or node.target in (DENSITY, GRID)
+        )
 
 
 def _same_type(node: fx.Node) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from ..density import Density
@@ -45,7 +46,7 @@ class InsertDensity(Pass):
             density = self.mark(graph.create_node("call_module", DENSITY, (place, *grid), name="density"), place)
             axes = _AXES[len(grid)]
             hint = max(2, min(self.schedule.grid_at(0, program.grid_hint)))
-            sides = [new_size(program.shape_env, f"pooled{i}", hint) for i in range(len(grid))]
+            sides: list[int | torch.SymInt] = [new_size(program.shape_env, f"pooled{i}", hint) for i in range(len(grid))]
             if self.schedule.keeps_time(program.grid_hint):  # then it is not any number, but the number of frames
                 sides[0] = symbolic(program.shape_env, program.grid[0], program.grid_hint[0])
             density.meta["val"] = tuple(sides)

@@ -118,9 +118,9 @@ class Levels:
             if block is not None:
                 found = self.bypass(self.arguments_of(block)[self.program.body_of(block).updates[output]])
             else:
-                found = self.make(node.target, fx.node.map_aggregate(args, self.bypass), node)  # type: ignore[arg-type]
+                found = self.make(node.target, fx.node.map_aggregate(args, self.bypass), node)
                 if node.kwargs:
-                    found.kwargs = fx.node.map_aggregate(self._original[node][1], self.bypass)  # type: ignore[arg-type, assignment]
+                    found.kwargs = fx.node.map_aggregate(self._original[node][1], self.bypass)
                     annotate(found)
             self._bypassed[node] = found
         return self._bypassed[node]
@@ -154,7 +154,7 @@ class Levels:
             RewriteError: what it does with the tokens is not understood.
         """
         if isinstance(node.meta.get("val"), torch.SymInt):  # the dense size; sparse readers get theirs from its expression
-            self.change(node, fx.node.map_aggregate(node.args, self.bypass))  # type: ignore[arg-type]
+            self.change(node, fx.node.map_aggregate(node.args, self.bypass))
             return
         dense = shape_of(node)
         layout = self.layouts.of(node)
@@ -165,7 +165,9 @@ class Levels:
         try:
             annotate(node)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise RewriteError(f"{node.name} ({node.target}) does not take sparse tokens: {str(error).splitlines()[0]}") from error
+            raise RewriteError(
+                f"{node.name} ({node.target}) does not take sparse tokens: {str(error).splitlines()[0]}"
+            ) from error
         expected = tuple(self.layouts.pooled(size) for size in dense)
         if any(a != b and (a - b).expand() != 0 for a, b in zip(shape_of(node), expected, strict=True)):
             raise RewriteError(f"{node.name} ({node.target}) makes {shape_of(node)} of sparse tokens, not {expected}")
@@ -177,7 +179,7 @@ class Levels:
 
         args, kwargs = fx.node.map_aggregate(node.args, convert), fx.node.map_aggregate(node.kwargs, convert)
         if node.target in _TAKE_SHAPES:  # where the grid is a number, so are the sizes that depend on it
-            args = (args[0], [self.size(self.layouts.pooled(s)) if isinstance(s, int) else s for s in args[1]], *args[2:])  # type: ignore[index,union-attr]
+            args = (args[0], [self.size(self.layouts.pooled(s)) if isinstance(s, int) else s for s in args[1]], *args[2:])  # type: ignore[union-attr]
         return args, kwargs
 
     def _layout(self, node: Any) -> Layout:

@@ -12,7 +12,6 @@ from torch import fx
 from ..attention import mixes_tokens, refusal_of_counts, refusal_of_positions, refusal_to_mix, unrecognised_mixing
 from ..errors import RewriteError
 from ..layout import Layouts, TokenAxis
-from ..ops import restore_tokens
 from ..probe import refusal_to_split
 from ..program import Body, Program, Restore
 from ..shapes import shape_of, size_of
@@ -95,20 +94,21 @@ class SparseDense(Pass):
                     if node not in levels.sparse:  # a result of a block that moved is sparse already
                         levels.move_operator(node)
                 else:
-                    levels.change(node, fx.node.map_aggregate(node.args, levels.at_dense))  # type: ignore[arg-type]
+                    levels.change(node, fx.node.map_aggregate(node.args, levels.at_dense))
         if kept is None:
             raise RewriteError(f"{recover[0].target} is not reached from {generate[0].target}")
 
     def _to_sparse(self, program: Program, levels: Levels, node: fx.Node, first: bool, split: bool) -> None:
         """A generate or sparse block: queries from the sparse tokens, keys from the dense or from the sparse ones."""
         body, siblings = program.body_of(node), _tensors(node)
-        args = [levels.at_sparse(argument, siblings) for argument in node.args]
+        originals: Any = node.args
+        args = [levels.at_sparse(argument, siblings) for argument in originals]
         if split and mixes_tokens(body):
             levels.change(node, node.args)
             for position, level in self._split(program, node, body).twins:
-                dense = levels.bypass(node.args[position])
+                dense = levels.bypass(originals[position])
                 if not first and position == body.tokens:
-                    dense = self._with_rows_of(program, levels, node.args[position], dense)
+                    dense = self._with_rows_of(program, levels, originals[position], dense)
                 axes = _all_but_last(dense)
                 args.append(levels.at_sparse(dense, siblings, axes) if level == "cross" else dense)
             node.meta["body"] = f"{body.name}.split"
@@ -118,7 +118,7 @@ class SparseDense(Pass):
     def _to_dense(self, program: Program, levels: Levels, node: fx.Node, kept: Any) -> Any:
         """A recover block: queries from the restored tokens, keys from the sparse ones; these are returned."""
         body, siblings = program.body_of(node), _tensors(node)
-        original = node.args
+        original: Any = node.args
         args = [levels.at_dense(argument) if i != body.tokens else argument for i, argument in enumerate(original)]
         if kept is None:
             kept = original[body.tokens]
@@ -143,7 +143,11 @@ class SparseDense(Pass):
 
     def _recovered(self, program: Program, levels: Levels, sparse: fx.Node) -> fx.Node:
         """``W1 up(X_s) + W2 X``, with the two new layers named on the program."""
-        (place,) = (p for p in levels.sparse[sparse] if len(p.sides) == max(len(q.sides) for q in levels.sparse[sparse]))
+        layout = levels.sparse[sparse]
+        places = [place for place in layout if len(place.sides) == max(len(other.sides) for other in layout)]
+        if len(places) != 1:
+            raise RewriteError(f"{sparse.name} holds the tokens of the grid on {len(places)} axes, and one was expected")
+        place = places[0]
         dense, up = levels.bypass(sparse), levels.at_dense(sparse)
         fake = dense.meta["val"]
         restore = Restore(f"sparsify_restore.{len(program.restores)}", int(fake.shape[-1]), fake.dtype, fake.device)

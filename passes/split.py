@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import sympy
 import torch
@@ -119,15 +119,17 @@ class _Split:
             attention = self.attentions[node]
             inner = (attention.key, attention.value)
             mask = [] if attention.mask is None else [(attention.mask, self._of_mask(attention.mask))]
-            others = [s for s in node.all_input_nodes if s not in inner and s is not attention.mask and s is not attention.query]
+            others = [
+                s for s in node.all_input_nodes if s not in inner and s is not attention.mask and s is not attention.query
+            ]
             asked = [(source, self._at(source, level)) for source in (attention.query, *others)]
             return asked + mask + [(source, self._at(source, "key")) for source in inner]
         if level in _SIDES:
-            inner = _EXCHANGED[level] if _exchanges_last_axes(node) else level
-            lists = [sizes for sizes in node.args if isinstance(sizes, (list, tuple))]
-            asked = [(s, self._of_size(s, at, len(sizes), level)) for sizes in lists for at, s in enumerate(sizes)]
-            rest = [source for source in node.all_input_nodes if all(source is not s for s, _ in asked)]
-            return [(s, w) for s, w in asked if w is not None] + [(source, self._of_mask(source, inner)) for source in rest]
+            turned = _EXCHANGED[level] if _exchanges_last_axes(node) else level
+            lists: list[Any] = [given for given in node.args if isinstance(given, (list, tuple))]
+            sizes = [(s, self._of_size(s, at, len(given), level)) for given in lists for at, s in enumerate(given)]
+            rest = [source for source in node.all_input_nodes if all(source is not s for s, _ in sizes)]
+            return [(s, w) for s, w in sizes if w is not None] + [(source, self._of_mask(source, turned)) for source in rest]
         return [(source, self._at(source, level)) for source in node.all_input_nodes]
 
     def _at(self, source: fx.Node, level: Level) -> Level:
@@ -169,11 +171,11 @@ class _Split:
 
 
 def _exchanges_last_axes(node: fx.Node) -> bool:
-    last = len(shape_of(node)) - 1
+    last, args = len(shape_of(node)) - 1, cast(Any, node.args)
     if node.target == aten.transpose.int:
-        return {int(axis) % (last + 1) for axis in node.args[1:]} == {last - 1, last}  # type: ignore[call-overload]
+        return {axis % (last + 1) for axis in args[1:]} == {last - 1, last}
     if node.target == aten.permute.default:
-        return [int(axis) % (last + 1) for axis in node.args[1]][-2:] == [last, last - 1]  # type: ignore[union-attr]
+        return [axis % (last + 1) for axis in args[1]][-2:] == [last, last - 1]
     return node.target in (aten.t.default, aten.mT.default)
 
 

@@ -41,7 +41,11 @@ def subset_of(program: Program, node: fx.Node, body: Body) -> Subset:
         index[position, axis] = _CHOSEN
         if shape_of(body.placeholders[position])[axis] not in body.moving:
             start, end = program.hint(place.before), program.hint(place.after)
-            index[position, axis] = [*range(start), *(start + i for i in _CHOSEN), *range(start + _LENGTH, start + _LENGTH + end)]
+            index[position, axis] = [
+                *range(start),
+                *(start + i for i in _CHOSEN),
+                *range(start + _LENGTH, start + _LENGTH + end),
+            ]
             before = start if (position, axis) == (body.tokens, body.token_axis) else before
     return Subset(sizes, few, index, range(before, before + len(_CHOSEN)))
 
@@ -82,9 +86,17 @@ def _rows(
         length = int(sympy.sympify(shape_of(body.placeholders[position])[axis]).xreplace(sizes))
         before, end = program.hint(place.before), length - program.hint(place.after)
         at = {row: _place_on(choice.side, row - before, place.sides, grid) for row in range(before, end)}
-        index[position, axis] = [*range(before), *(r for r in at if at[r] is None or at[r] in choice.taken), *range(end, length)]
+        index[position, axis] = [
+            *range(before),
+            *(r for r in at if at[r] is None or at[r] in choice.taken),
+            *range(end, length),
+        ]
         if (position, axis) == (body.tokens, body.token_axis):
-            compared = [i for i, row in enumerate(index[position, axis]) if row in at and (at[row] is None or at[row] in choice.compared)]
+            compared = [
+                i
+                for i, row in enumerate(index[position, axis])
+                if row in at and (at[row] is None or at[row] in choice.compared)
+            ]
     return index, compared
 
 

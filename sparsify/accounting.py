@@ -31,7 +31,9 @@ class Costs:
         """Count a program as it is now."""
         others = [node for node in program.all_block_nodes if node.target not in program.paths]
         bodies = {name: graph_cost(body.graph) for name, body in program.bodies.items()}
-        outside = program.outside + graph_cost(program.graph) + sympy.Add(*(block_cost(program, node, bodies) for node in others))
+        outside = (
+            program.outside + graph_cost(program.graph) + sympy.Add(*(block_cost(program, node, bodies) for node in others))
+        )
         costs = [block_cost(program, node, bodies) for node in program.block_nodes]
         return cls(outside, costs, [_tokens(program, node, program.body_of(node).tokens) for node in program.block_nodes])
 

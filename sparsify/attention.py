@@ -146,7 +146,7 @@ def refusal_of_counts(body: Body, sizes: Mapping[sympy.Basic, int]) -> str | Non
     """A condition on its sizes that tracing took for granted and ``sizes`` break, or None."""
     for condition in body.conditions:
         # Of a size of one tracing always assumes that it is not one; that changes strides only, never values.
-        free = getattr(condition, "free_symbols", set())
+        free: set[sympy.Basic] = getattr(condition, "free_symbols", set())
         if not free & body.moving or any(sizes.get(symbol) == 1 for symbol in free):
             continue
         if condition.xreplace({symbol: sympy.Integer(size) for symbol, size in sizes.items()}) == sympy.false:

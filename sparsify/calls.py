@@ -97,7 +97,9 @@ class CallSpec:
     def _differs_in_length_alone(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         """Whether the nesting is that of the capture but for the lengths of lists, such as one of a shape per image."""
         pairs, _ = pytree.tree_flatten_with_path(_bind(self.signature, args, kwargs))
-        kinds = [{re.sub(r"\[\d+\]", "[]", name) for name in names} for names in (self.names, (pytree.keystr(p) for p, _ in pairs))]
+        kinds = [
+            {re.sub(r"\[\d+\]", "[]", name) for name in names} for names in (self.names, (pytree.keystr(p) for p, _ in pairs))
+        ]
         return kinds[0] == kinds[1]
 
     def _structure_message(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from .calls import CallSpec, Leaf
 from .errors import CaptureError
@@ -85,9 +85,7 @@ def capture_bodies(blocks: Sequence[BlockCall]) -> tuple[dict[str, Body], list[s
 
 
 def _capture_body(name: str, block: BlockCall) -> Body:
-    inputs = [
-        torch.zeros(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, torch.Tensor) else x for x in block.inputs
-    ]
+    inputs = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, torch.Tensor) else x for x in block.inputs]
     captured = capture_module(block.module, block.call, inputs)
     constants = {f"{name}_{key}": value for key, value in captured.constants.items()}
     for node in captured.graph.find_nodes(op="get_attr"):
@@ -100,9 +98,7 @@ def _capture_body(name: str, block: BlockCall) -> Body:
     conditions = [guard.expr for guard in captured.shape_env.guards]
     # The largest updated input, until the grid is known: then it is the one that carries the grid.
     largest = max(range(len(block.outputs)), key=lambda index: block.outputs[index].numel())
-    return Body(
-        name, captured.graph, constants, block.updates[largest], largest, block.updates, conditions=conditions
-    )
+    return Body(name, captured.graph, constants, block.updates[largest], largest, block.updates, conditions=conditions)
 
 
 def _restore_blocks(outer: Captured, blocks: Sequence[BlockCall], bodies: dict[str, Body], body_names: list[str]) -> None:

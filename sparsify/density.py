@@ -147,7 +147,9 @@ class Density:
             raise PolicyError(f"density is {data!r}; it must be an object with schedule, finest, coarsest, timesteps.")
         known = {"schedule", "finest", "coarsest", "timesteps"}
         if unknown := set(data) - known - {"pools_time"}:
-            raise PolicyError(f"density has unknown field(s) {sorted(map(str, unknown))}; allowed: {sorted(known)}, pools_time.")
+            raise PolicyError(
+                f"density has unknown field(s) {sorted(map(str, unknown))}; allowed: {sorted(known)}, pools_time."
+            )
         if missing := known - set(data):
             raise PolicyError(f"density lacks the field(s) {sorted(missing)}.")
         return cls(**data)

@@ -50,9 +50,7 @@ class Captured:
 class _FlatCall(nn.Module):
     """The module behind a flat signature. It holds the module as a child, so names only gain the prefix ``inner.``"""
 
-    def __init__(
-        self, inner: nn.Module, call: CallSpec, sizes: list[bool], on_return: Callable[[OutputSpec], None]
-    ) -> None:
+    def __init__(self, inner: nn.Module, call: CallSpec, sizes: list[bool], on_return: Callable[[OutputSpec], None]) -> None:
         super().__init__()
         self.inner = inner
         self._call = call

@@ -59,7 +59,7 @@ def _streams(program: Program) -> list[fx.Node]:
     for chain in chains:
         block = by_path[chain[0]]
         streams = [block.args[position] for position in dict.fromkeys(program.body_of(block).updates)]
-        found += sorted(streams, key=lambda node: -program.hint(shape_of(node)[1]))  # type: ignore[arg-type,call-overload,misc]
+        found += sorted(streams, key=lambda node: -program.hint(shape_of(node)[1]))  # type: ignore[arg-type]
     return found
 
 
@@ -104,7 +104,9 @@ def _factors(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] 
 def _in_order(program: Program, product: Size) -> tuple[Size, ...]:
     """The factors of a product in the order of the axes of the input that they belong to, or else the product alone."""
     factors = [factor for factor in sympy.Mul.make_args(sympy.sympify(product)) if factor != 1]
-    numbers = [sympy.sympify(size_of(value)) for node in program.placeholders if isinstance(value := node.meta["val"], torch.SymInt)]
+    numbers = [
+        sympy.sympify(size_of(value)) for node in program.placeholders if isinstance(value := node.meta["val"], torch.SymInt)
+    ]
     for shape in (*map(shape_of, program.placeholders), numbers):
         order = [size.free_symbols for size in map(sympy.sympify, shape)]
         axes = [next((i for i, symbols in enumerate(order) if symbols and f.free_symbols <= symbols), None) for f in factors]
@@ -116,7 +118,9 @@ def _in_order(program: Program, product: Size) -> tuple[Size, ...]:
 def _from_integers(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
     """Neighbouring integers among the inputs whose product is the number of tokens."""
     values = [node.meta.get("val") for node in program.placeholders]
-    open_sizes = [(node.name, size_of(v)) for node, v in zip(program.placeholders, values, strict=True) if isinstance(v, torch.SymInt)]
+    open_sizes = [
+        (node.name, size_of(v)) for node, v in zip(program.placeholders, values, strict=True) if isinstance(v, torch.SymInt)
+    ]
     fixed = [(name, c) for name, c in zip(program.call.names, program.call.constants, strict=True) if type(c) is int]
     for symbol in _lone_symbols(program, tokens):
         for integers in (open_sizes, fixed):
@@ -154,7 +158,7 @@ def _from_length(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], s
     for term in sympy.Add.make_args(sympy.expand(sympy.sympify(shape_of(tokens)[1]))):
         for latent in program.placeholders:
             shape = shape_of(latent)
-            last = getattr(shape[-1], "free_symbols", set()) if len(shape) == 3 else set()
+            last: set[sympy.Basic] = getattr(shape[-1], "free_symbols", set()) if len(shape) == 3 else set()
             if last and term.free_symbols == last and latent.meta["val"].is_floating_point():
                 return (term,), f"the length of {latent.name}"
     return None
@@ -173,7 +177,9 @@ def _give_grid(program: Program, streams: Sequence[fx.Node], given: tuple[int, .
         for find in (_merged_axes, _factors):
             with contextlib.suppress(GridError):
                 found = find(program, tokens)
-                if found is not None and FixedGrid(given).sides(math.prod(map(program.hint, found[0]))) == tuple(map(program.hint, found[0])):
+                if found is not None and FixedGrid(given).sides(math.prod(map(program.hint, found[0]))) == tuple(
+                    map(program.hint, found[0])
+                ):
                     program.grid = found[0]
                     return
         for symbol in _lone_symbols(program, tokens):
@@ -261,7 +267,7 @@ def _axis_in(source: fx.Node, node: fx.Node, axis: int) -> int | None:
 
 
 def _cat_axis(node: fx.Node) -> int:
-    return int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0  # type: ignore[call-overload]
+    return int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0  # type: ignore[arg-type]
 
 
 def _has_shape(node: fx.Node) -> bool:

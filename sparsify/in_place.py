@@ -107,7 +107,9 @@ class _Trunk:
         for value, name in zip(self._inputs, self._call.input_names, strict=True):
             self._placeholder(value, name, (True,) * getattr(value, "ndim", 1))
         for block, body_name in zip(blocks, names, strict=True):
-            for value, name, inner in zip(block.inputs, block.call.input_names, self._bodies[body_name].placeholders, strict=True):
+            for value, name, inner in zip(
+                block.inputs, block.call.input_names, self._bodies[body_name].placeholders, strict=True
+            ):
                 if id(value) not in produced and (not isinstance(value, torch.Tensor) or id(value) not in self._nodes):
                     sizes = inner.meta["val"].shape if isinstance(value, torch.Tensor) else (inner.meta["val"],)
                     self._placeholder(value, f"{block.path}.{name}", [isinstance(size, torch.SymInt) for size in sizes])

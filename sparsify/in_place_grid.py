@@ -40,7 +40,7 @@ def find_grid_in_place(program: Program, model: nn.Module, inputs: Sequence[Leaf
     """
     block = _main_block(program)
     body = program.body_of(block)
-    tokens: fx.Node = max((block.args[p] for p in body.updates), key=lambda n: program.hint(shape_of(n)[1]))  # type: ignore[arg-type,assignment,call-overload]
+    tokens: fx.Node = max((block.args[p] for p in body.updates), key=lambda n: program.hint(shape_of(n)[1]))  # type: ignore[arg-type,assignment]
     length = program.hint(shape_of(tokens)[1])
     probe = _Probe(program, model, inputs, str(block.target), block.args.index(tokens))
     names = program.call.input_names
@@ -135,7 +135,9 @@ def _set_grid(program: Program, tokens: fx.Node, reader: Any, latent: fx.Node, b
     if isinstance(length, int):
         raise GridError(f"the blocks are tied to {length} tokens.")
     if before and after:
-        raise GridError(f"{before} rows stand before the tokens of the grid and {after} behind them; only one side is supported here.")
+        raise GridError(
+            f"{before} rows stand before the tokens of the grid and {after} behind them; only one side is supported here."
+        )
     inputs = (latent,) if isinstance(reader, GridOfLatent) else ()
     program.grid = read_grid(program, length, reader, *inputs)
     product: Any = math.prod(program.grid)

@@ -24,7 +24,7 @@ class InPlace:
         self._names = [node for node in program.placeholders]
         self._inputs = len(program.call.input_names)
         returned = next(reversed(program.graph.nodes)).args[0]
-        self._read = dict(zip(program.read, returned, strict=True))  # type: ignore[arg-type]
+        self._read = dict(zip(program.read, returned, strict=True))
 
     def __call__(self, *inputs: Leaf) -> Any:
         """What the model returns, in its own nesting."""
@@ -95,5 +95,7 @@ class InPlace:
             module, _, name = str(node.target).rpartition(".")
             return getattr(self._root.get_submodule(module), name)
         if node.op == "placeholder":
-            raise CaptureError(f"{node.name} is needed before the model has made it; its blocks do not run in the recorded order.")
+            raise CaptureError(
+                f"{node.name} is needed before the model has made it; its blocks do not run in the recorded order."
+            )
         return node.target(*args, **kwargs)  # type: ignore[operator]

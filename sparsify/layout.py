@@ -103,7 +103,9 @@ class Layouts:
             if before is None:
                 before = self._known.get(rest)
             if before is None:
-                raise RewriteError(f"{node.name} holds {rest} rows beside the tokens of the grid, and it is not clear on which side")
+                raise RewriteError(
+                    f"{node.name} holds {rest} rows beside the tokens of the grid, and it is not clear on which side"
+                )
             axes.append(TokenAxis(axis, sides, before, size_of_sum(rest, before)))
         return tuple(axes)
 
@@ -174,7 +176,7 @@ class Layouts:
             return None
         seen.add(node)
         if node.target == aten.cat.default:
-            dim = int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0  # type: ignore[call-overload]
+            dim = int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0  # type: ignore[arg-type]
             parts: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
             if dim == axis:
                 rows: Size = 0

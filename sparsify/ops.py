@@ -151,7 +151,8 @@ def _largest(rows: torch.Tensor, axis: int, dense: int, sparse: int) -> torch.Te
     last = ((window + 1) * dense + sparse - 1) // sparse - 1
     steps = torch.arange((dense + sparse - 1) // sparse + 1, device=rows.device)
     inside = torch.minimum(window * dense // sparse + steps, last)
-    return rows.index_select(axis, inside.flatten()).unflatten(axis, inside.shape).amax(axis + 1)
+    windows: torch.Tensor = rows.index_select(axis, inside.flatten()).unflatten(axis, inside.shape)
+    return windows.amax(axis + 1)
 
 
 def _middle(rows: torch.Tensor, axis: int, dense: int, sparse: int, how: How) -> torch.Tensor:

@@ -47,7 +47,9 @@ class Plan:
         for name, blocks in chains.items():
             first = paths.index(blocks[0])
             if list(paths[first : first + len(blocks)]) != blocks:
-                raise PolicyError(f"the chain {name!r} alternates with another one; give one Policy for all {len(paths)} blocks.")
+                raise PolicyError(
+                    f"the chain {name!r} alternates with another one; give one Policy for all {len(paths)} blocks."
+                )
             try:
                 parts.append(Part(policies.get(name, Policy.dense()).fitted(len(blocks)), first, len(blocks)))
             except PolicyError as error:

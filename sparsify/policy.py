@@ -240,7 +240,9 @@ class Policy:
             return "dense policy (rewrites nothing)"
         if self.kind == "auto":
             return f"auto policy, density {self.density}"
-        modules = ", ".join(f"({m.generate}, {m.sparse}, {m.recover}, {m.dense}{', time' if m.time else ''})" for m in self.sdtm)
+        modules = ", ".join(
+            f"({m.generate}, {m.sparse}, {m.recover}, {m.dense}{', time' if m.time else ''})" for m in self.sdtm
+        )
         return f"poolingformer {self.poolingformer}, sdtm [{modules}], dense {self.dense}, density {self.density}"
 
 

@@ -71,7 +71,9 @@ def refusal_to_split(body: Body, split: Body, subset: Subset) -> str | None:
             part = weights.run(split, few_inputs(body, split, inputs, subset))
             other = list(inputs)
             other[body.tokens] = inputs[body.tokens] + torch.randn_like(inputs[body.tokens])
-            moved = weights.run(split, few_inputs(body, split, inputs, subset)[: len(inputs)] + _twins(body, split, other, subset))
+            moved = weights.run(
+                split, few_inputs(body, split, inputs, subset)[: len(inputs)] + _twins(body, split, other, subset)
+            )
         except RuntimeError as error:
             return f"the block does not run on {dict(subset.sizes)}: {str(error).splitlines()[0]}"
     if reason := disagreement(body, subset, whole, part):

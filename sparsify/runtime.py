@@ -26,7 +26,7 @@ RESTORE = "sparsify_restore"
 class DensityModule(nn.Module):
     """The density node at run time: timestep in, sides of the pooled grid out."""
 
-    def __init__(self, density: Density | None) -> None:
+    def __init__(self, density: Density) -> None:
         super().__init__()
         self.density = density
 
@@ -171,8 +171,13 @@ class SparseModel(nn.Module):
             return stage
         if stage not in self._outers:
             self._outers[stage] = outer_module(stage.program, self)
-        for name, reader in ((DENSITY, DensityModule(stage.program.density)), (GRID, GridModule(stage.program.grid_reader, bool(stage.program.rows_before)))):
-            if stage.program.graph.find_nodes(op="call_module", target=name):
+        program, readers = stage.program, dict[str, nn.Module]()
+        if program.density is not None:
+            readers[DENSITY] = DensityModule(program.density)
+        if program.grid_reader is not None:
+            readers[GRID] = GridModule(program.grid_reader, bool(program.rows_before))
+        for name, reader in readers.items():
+            if program.graph.find_nodes(op="call_module", target=name):
                 self.register_module(name, reader)
         for node in stage.program.all_block_nodes:
             block = self.get_submodule(str(node.target))

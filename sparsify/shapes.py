@@ -99,4 +99,4 @@ def _emit_symbol(graph: fx.Graph, symbol: Expr) -> fx.Proxy:
 def symbolic(env: ShapeEnv, size: Size, hint: int) -> int | torch.SymInt:
     """A size as shapes of fake tensors take it."""
     size = sympy.sympify(size)
-    return int(size) if size.is_number else env.create_symintnode(size, hint=hint)  # type: ignore[return-value]
+    return int(size) if size.is_number else env.create_symintnode(size, hint=hint)

@@ -73,7 +73,9 @@ def mismatch(env: ShapeEnv, body: Body, call: fx.Node) -> str | None:
         if expected.is_number:
             continue  # fixed inside: a guard on the inputs sees to it
         if expected.free_symbols <= set(bound) and not _is_known_equal(env, sympy.sympify(outer), expected.xreplace(bound)):
-            return f"{call.name} gives a size of {outer} where {body.name} takes {inner}, {expected.xreplace(bound)} at this call"
+            return (
+                f"{call.name} gives a size of {outer} where {body.name} takes {inner}, {expected.xreplace(bound)} at this call"
+            )
     return None
 
 

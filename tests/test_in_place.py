@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -39,7 +41,9 @@ def given(batch: int = 2, size: tuple[int, int] = (16, 16), t: int = 900) -> tup
     return torch.randn(batch, 3, *size, dtype=torch.float64), torch.full((batch,), t), torch.arange(batch) % 5
 
 
-def expected(model: Looking, sparse: SparseModel, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, factor: float) -> torch.Tensor:
+def expected(
+    model: Looking, sparse: SparseModel, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, factor: float
+) -> torch.Tensor:
     c = model.conditioning(t, y)
     pooled = POLICY.density.grid_at(int(t[0]), model.grid)
     tokens = oracle_trunk(sparse, POLICY, model.blocks, model.embed(x) * factor, plain_dit_run(c), model.grid, pooled)
@@ -65,7 +69,9 @@ def test_it_is_the_oracle_on_either_branch_of_the_models_own_code_and_at_other_b
         gradients = torch.autograd.grad(actual.square().sum(), list(model.blocks.parameters()), allow_unused=True)
         wanted = torch.autograd.grad(want.square().sum(), list(model.blocks.parameters()), allow_unused=True)
         for got, wants in zip(gradients, wanted, strict=True):
-            assert torch.allclose(got if got is not None else torch.zeros(()), wants if wants is not None else torch.zeros(()), atol=1e-9)
+            assert torch.allclose(
+                got if got is not None else torch.zeros(()), wants if wants is not None else torch.zeros(()), atol=1e-9
+            )
 
 
 def test_the_model_is_itself_again_after_the_call_and_after_a_failing_one() -> None:
@@ -104,7 +110,9 @@ def test_what_the_models_own_code_reads_between_blocks_is_dense() -> None:
     sparse(*given())
     assert [block.role for block in sparse.report().blocks][3] == "sparse"
     image = seen[0].reshape(2, 8, 8, -1)
-    assert torch.equal(image[:, 0, 0], image[:, 0, 1]) and not torch.equal(image[:, 0, 0], image[:, 0, 7])  # copies of a sparse token
+    assert torch.equal(image[:, 0, 0], image[:, 0, 1]) and not torch.equal(
+        image[:, 0, 0], image[:, 0, 7]
+    )  # copies of a sparse token
 
 
 def test_operators_between_blocks_that_no_graph_shows_are_refused() -> None:

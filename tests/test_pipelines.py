@@ -32,7 +32,13 @@ def _vae(channels: int, shift: float | None = None) -> Any:
 def class_conditional(scheduler: str) -> tuple[Any, dict[str, Any]]:
     """DiTPipeline; a guidance scale above 1 doubles the batch."""
     transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=6, sample_size=16, num_embeds_ada_norm=1000
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=6,
+        sample_size=16,
+        num_embeds_ada_norm=1000,
     )
     schedulers = {"DDIM": diffusers.DDIMScheduler, "DPM-Solver": diffusers.DPMSolverMultistepScheduler}
     pipe = diffusers.DiTPipeline(randomised(transformer), _vae(4), schedulers[scheduler]())
@@ -90,7 +96,9 @@ def test_a_sparse_policy_draws_images(case: str) -> None:
     assert 1e-4 < (got - want).abs().max() <= 1.0  # untrained, so other images, but images
     # Guided calls have twice the batch, and every step but the last few asks for fewer tokens than the image has.
     block = sparse.get_submodule(sparse.program.paths[2])
-    block.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[sparse.program.body_of(sparse.program.block_nodes[2]).tokens].shape)))
+    block.register_forward_pre_hook(
+        lambda module, args: seen.append(tuple(args[sparse.program.body_of(sparse.program.block_nodes[2]).tokens].shape))
+    )
     images(pipe, call)
     tokens = [shape[1] for shape in seen]
     assert len(tokens) == STEPS and {shape[0] for shape in seen} == {4}

@@ -118,7 +118,9 @@ def test_full_check_finds_a_middle_block_that_stays_dense() -> None:
     model.blocks[5].attn.__class__ = Causal
     policy = Policy(0, SDTM(1, 2, 1, 0) * 2, 0, HALF)
     assert len(sparsify(model, policy, inputs()).report().skipped) == 1
-    with pytest.raises(VerificationError, match=r"blocks\.4 gets 64 tokens at the pooled grid \(4, 4\), not fewer than the dense 64"):
+    with pytest.raises(
+        VerificationError, match=r"blocks\.4 gets 64 tokens at the pooled grid \(4, 4\), not fewer than the dense 64"
+    ):
         sparsify(model, policy, inputs(), verify="full")
 
 

@@ -88,7 +88,9 @@ WAN: dict[str, Any] = {
 }
 
 
-def _entry(name: str, inputs: Callable[[int, int], dict[str, Any]], family: str = "video", sizes: int = 2, **config: Any) -> Entry:
+def _entry(
+    name: str, inputs: Callable[[int, int], dict[str, Any]], family: str = "video", sizes: int = 2, **config: Any
+) -> Entry:
     def make() -> nn.Module:
         return build(name, **config)
 

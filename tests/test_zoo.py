@@ -1,0 +1,40 @@
+"""Every model of the zoo that docs/models.md says works does work; what is slow runs with ``make test-all``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .zoo.__main__ import entries
+from .zoo.check import check
+from .zoo.entry import Entry
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+# One or two of each family run every time: about a minute and a half.
+QUICK = {
+    "SiT", "UViT", "RegisterDiT", "LinearAttentionDiT", "MoEDiT", "AudioDiT1D", "TokenTimestepDiT", "HandSoftmaxDiT",
+    "SD3Transformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel", "StableAudio3DiTModel", "HunyuanDiT2DModel",
+}  # fmt: skip
+
+
+def works() -> set[str]:
+    table = PAGE.read_text().split("## Refused")[0]
+    return set(re.findall(r"^\| ([\w-]+) \|", table, flags=re.MULTILINE)) - {"Model"}
+
+
+def parameters() -> list[object]:
+    claimed = works()
+    chosen = [entry for entry in entries() if entry.name in claimed]
+    return [pytest.param(entry, id=entry.name, marks=() if entry.name in QUICK else pytest.mark.slow) for entry in chosen]
+
+
+@pytest.mark.parametrize("entry", parameters())
+def test_it_works(entry: Entry) -> None:
+    result = check(entry)
+    assert result.works, result.refusal
+
+
+def test_the_page_speaks_of_models_that_exist() -> None:
+    assert works() <= {entry.name for entry in entries()} and works() >= QUICK
