@@ -139,7 +139,7 @@ class Levels:
     def move_block(self, node: fx.Node, args: Sequence[Any]) -> None:
         """Let a block read sparse inputs; its results become sparse."""
         body = self.program.body_of(node)
-        layouts = [self._layout(self.arguments_of(node)[position]) for position in body.updates]
+        layouts = [self.layout(self.arguments_of(node)[position]) for position in body.updates]
         self.change(node, args)
         self.program.annotate_block(node)
         for output, layout in enumerate(layouts):
@@ -182,7 +182,8 @@ class Levels:
             args = (args[0], [self.size(self.layouts.pooled(s)) if isinstance(s, int) else s for s in args[1]], *args[2:])  # type: ignore[union-attr]
         return args, kwargs
 
-    def _layout(self, node: Any) -> Layout:
+    def layout(self, node: Any) -> Layout:
+        """Where a node holds the tokens; of a sparse node, where its dense value did."""
         if not isinstance(node, fx.Node):
             return ()
         return self.sparse[node] if node in self.sparse else self.layouts.of(node)
@@ -231,4 +232,4 @@ class Levels:
         return [place for place in layout if not (keeps_time and place.sides == (0,))]
 
 
-_TAKE_SHAPES = {aten.view.default, aten.reshape.default, aten.expand.default, aten._unsafe_view.default}
+_TAKE_SHAPES = {aten.reshape.default, aten.expand.default, aten._unsafe_view.default}

@@ -108,7 +108,7 @@ class SparseDense(Pass):
             for position, level in self._split(program, node, body).twins:
                 dense = levels.bypass(originals[position])
                 if not first and position == body.tokens:
-                    dense = self._with_rows_of(program, levels, originals[position], dense)
+                    dense = self._with_text_of(levels, originals[position], dense)
                 axes = _all_but_last(dense)
                 args.append(levels.at_sparse(dense, siblings, axes) if level == "cross" else dense)
             node.meta["body"] = f"{body.name}.split"
@@ -120,7 +120,8 @@ class SparseDense(Pass):
         body, siblings = program.body_of(node), _tensors(node)
         original: Any = node.args
         args = [levels.at_dense(argument) if i != body.tokens else argument for i, argument in enumerate(original)]
-        if kept is None:
+        first = kept is None
+        if first:
             kept = original[body.tokens]
             if kept not in levels.sparse:
                 raise RewriteError(f"{node.target} does not take its tokens from the blocks before it")
@@ -129,7 +130,7 @@ class SparseDense(Pass):
         if mixes_tokens(body):
             for position, level in self._split(program, node, body).twins:
                 if position == body.tokens:
-                    args.append(kept)
+                    args.append(kept if first else self._with_text_of(levels, args[position], kept))
                 elif level == "key":
                     args.append(levels.at_sparse(original[position], siblings))
                 else:
@@ -152,23 +153,23 @@ class SparseDense(Pass):
         fake = dense.meta["val"]
         restore = Restore(f"sparsify_restore.{len(program.restores)}", int(fake.shape[-1]), fake.dtype, fake.device)
         program.restores.append(restore)
-        parts = self._parts(program, levels, up, place)
-        grid_rows = self._parts(program, levels, dense, place)[1]
+        parts = self._parts(levels, up, place)
+        grid_rows = self._parts(levels, dense, place)[1]
         sparse_part = self._linear(levels, parts[1], f"{restore.name}.sparse", restore)
         dense_part = self._linear(levels, grid_rows, f"{restore.name}.dense", restore)
         parts[1] = levels.make(aten.add.Tensor, (sparse_part, dense_part), sparse)
         return self._joined(levels, parts, place, sparse)
 
-    def _with_rows_of(self, program: Program, levels: Levels, sparse: fx.Node, dense: fx.Node) -> fx.Node:
-        """The dense tokens, beside the text that has come along with the sparse ones."""
-        place = next(iter(levels.sparse[sparse]), None) if sparse in levels.sparse else None
+    def _with_text_of(self, levels: Levels, latest: fx.Node, tokens: fx.Node) -> fx.Node:
+        """The image's rows of ``tokens``, at whichever level, beside the text that has come along in ``latest``."""
+        place = next(iter(levels.layout(latest)), None)
         if place is None or (place.before == 0 and place.after == 0):
-            return dense
-        parts = self._parts(program, levels, levels.at_dense(sparse), place)
-        parts[1] = self._parts(program, levels, dense, place)[1]
-        return self._joined(levels, parts, place, sparse)
+            return tokens
+        parts = self._parts(levels, latest, place)
+        parts[1] = self._parts(levels, tokens, next(iter(levels.layout(tokens))))[1]
+        return self._joined(levels, parts, place, latest)
 
-    def _parts(self, program: Program, levels: Levels, node: fx.Node, place: TokenAxis) -> list[Any]:
+    def _parts(self, levels: Levels, node: fx.Node, place: TokenAxis) -> list[Any]:
         """The rows before the grid, the grid, and the rows behind it; None where there are none."""
         if place.before == 0 and place.after == 0:
             return [None, node, None]

@@ -90,6 +90,8 @@ def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf]) ->
         raise CaptureError(f"torch.export cannot trace {type(module).__name__}: {summary[0]}") from error
     constants: dict[str, Any] = {}
     graph = _unlift(program, call.input_names, constants)
+    for node in graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default  # the same here; after a rewrite its input may have other strides
     shape_env = next(env for node in graph.nodes if (env := _shape_env(node)) is not None)
     shape_env.frozen = False  # what blocks know of their sizes is still to come, and must not be ignored
     for node, is_size in zip(graph.find_nodes(op="placeholder"), sizes, strict=True):

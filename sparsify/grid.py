@@ -21,7 +21,7 @@ from .sizes import set_equal
 
 aten = torch.ops.aten
 
-_VIEWS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten._unsafe_view.default, aten.unflatten.int)
+_VIEWS = (aten.reshape.default, aten.flatten.using_ints, aten._unsafe_view.default, aten.unflatten.int)
 
 
 def find_grid(program: Program, given: Sequence[int] | None = None) -> None:
