@@ -7,6 +7,7 @@ gets a pool or a restore in between, whoever reads it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,8 +131,8 @@ class Levels:
         if "body" in node.meta:
             return node, 0
         source = node.args[0] if node.args else None
-        if isinstance(source, fx.Node) and "body" in source.meta and isinstance(node.args[1], int):
-            return source, node.args[1]
+        if node.target is operator.getitem and isinstance(source, fx.Node) and "body" in source.meta:
+            return source, int(node.args[1])  # type: ignore[arg-type]
         return None, 0
 
     # --- nodes that become sparse ---------------------------------------------------------------------------------

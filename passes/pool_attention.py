@@ -80,8 +80,8 @@ class PoolAttention(Pass):
             shut_out = self._make(graph, aten.logical_not.default, (mask,), attention.node)
             zeros = self._make(graph, aten.zeros_like.default, (mask,), attention.node, dtype=attention.value.meta["val"].dtype)
             mask = self._make(graph, aten.masked_fill.Scalar, (zeros, shut_out, float("-inf")), attention.node)
-        # Attention with all logits equal: softmax of the mask alone.
-        weights = self._make(graph, aten.softmax.int, (mask, -1), attention.node)
+        # Attention with all logits equal: softmax of the mask alone; where nothing is allowed 0, as attention gives there.
+        weights = self._make(graph, aten._safe_softmax.default, (mask, -1), attention.node)
         value = attention.value
         if attention.shares_values and shape_of(weights)[-3] != 1:
             repeats = int(shape_of(attention.query)[-3]) // int(shape_of(value)[-3])

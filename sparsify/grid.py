@@ -52,15 +52,15 @@ def find_grid(program: Program, given: Sequence[int] | None = None) -> None:
 
 
 def _streams(program: Program) -> list[fx.Node]:
-    """What blocks update, the streams of the biggest chain first, the longest of each first."""
-    chains = sorted(program.chains.values(), key=len, reverse=True)
+    """What blocks update, the streams of the longest chain first, and among these the longest sequence."""
     by_path = {node.target: node for node in program.all_block_nodes}
-    found: list[fx.Node] = []
-    for chain in chains:
+    found: dict[fx.Node, tuple[int, int]] = {}
+    for chain in program.chains.values():
         block = by_path[chain[0]]
-        streams = [block.args[position] for position in dict.fromkeys(program.body_of(block).updates)]
-        found += sorted(streams, key=lambda node: -program.hint(shape_of(node)[1]))  # type: ignore[arg-type]
-    return found
+        for position in program.body_of(block).updates:
+            tokens: fx.Node = block.args[position]  # type: ignore[assignment]
+            found.setdefault(tokens, (-len(chain), -program.hint(shape_of(tokens)[1])))
+    return sorted(found, key=found.__getitem__)
 
 
 def _merged_axes(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
@@ -136,21 +136,27 @@ def _from_integers(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...],
 
 
 def _from_positions(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
-    """A table of positions among the inputs, with a row per token and a column per axis."""
+    """A table of positions among the inputs, with a row per token, or per token and text, and a column per axis."""
+    found = []
+    length = program.hint(shape_of(tokens)[1])
     for symbol in _lone_symbols(program, tokens):
+        count = program.hint(symbol)
         for node in program.placeholders:
             shape = shape_of(node)
-            if len(shape) < 2 or program.hint(shape[-1]) not in (2, 3, 4) or program.hint(shape[-2]) != program.hint(symbol):
+            if len(shape) < 2 or program.hint(shape[-1]) not in (2, 3, 4) or program.hint(shape[-2]) not in (count, length):
                 continue
             value = None if program.values is None else program.values.of(node)
-            sides = None if value is None else sides_of_positions(value)
-            if sides is not None and math.prod(sides) == program.hint(symbol):
-                if isinstance(shape[-2], sympy.Symbol) and shape[-2] != symbol:
-                    set_equal(program.shape_env, shape[-2], symbol)
-                grid = read_grid(program, symbol, GridOfPositions(len(sides)), node)
-                set_equal(program.shape_env, symbol, math.prod(grid))
-                return grid, f"the positions in {node.name}"
-    return None
+            sides = None if value is None else sides_of_positions(value, count)
+            if sides is not None:
+                found.append((min(len(sides), 2), count, len(found), symbol, node, len(sides)))
+    if not found:
+        return None
+    *_, symbol, node, rank = max(found)  # a text that counts its words is a line; a picture is more than that
+    if isinstance(rows := shape_of(node)[-2], sympy.Symbol) and rows != symbol and program.hint(rows) == program.hint(symbol):
+        set_equal(program.shape_env, rows, symbol)
+    grid = read_grid(program, symbol, GridOfPositions(rank), node)
+    set_equal(program.shape_env, symbol, math.prod(grid))
+    return grid, f"the positions in {node.name}"
 
 
 def _from_length(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:

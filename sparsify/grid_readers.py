@@ -30,7 +30,7 @@ class GridOfPositions:
 
     def sides(self, count: int, positions: torch.Tensor) -> tuple[int, ...]:
         """The sides that the positions span."""
-        sides = sides_of_positions(positions)
+        sides = sides_of_positions(positions, count)
         if sides is None or len(sides) != self.rank:
             raise GridError(f"the positions of this call do not span a grid of {self.rank} axes in row-major order.")
         return sides
@@ -48,9 +48,17 @@ class GridOfLatent:
         return tuple(size // step for size, step in zip(sizes, self.steps, strict=True))
 
 
-def sides_of_positions(positions: torch.Tensor) -> tuple[int, ...] | None:
-    """The grid whose cells in row-major order are ``positions`` of (..., tokens, columns), or None if there is none."""
+def sides_of_positions(positions: torch.Tensor, count: int) -> tuple[int, ...] | None:
+    """The grid whose ``count`` cells in row-major order are ``positions`` of (..., rows, columns), or None if there is none.
+
+    Where there are more rows, the others are those of a text before or behind the tokens.
+    """
     table = positions.detach().reshape(-1, *positions.shape[-2:])[0].double().cpu()
+    ends = (table,) if table.shape[0] == count else (table[-count:], table[:count])
+    return next((sides for rows in ends if (sides := _sides_of_table(rows)) is not None and rows.shape[0] == count), None)
+
+
+def _sides_of_table(table: torch.Tensor) -> tuple[int, ...] | None:
     table = table - table.amin(dim=0)
     columns = [column for column in table.unbind(-1) if float(column.max()) > 0]
     sides = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -121,11 +122,11 @@ class Layouts:
                         before = self._rows_before(tokens, axis, set())  # type: ignore[arg-type]
                         known.update({} if before is None else {rest: before})
         for call in {self._program.body_of(call).name: call for call in self._program.block_nodes}.values():
-            for rest, before in self._joined_inside(call):
+            for rest, before in self._joined_inside(call, known):
                 known.setdefault(rest, before)
         return known
 
-    def _joined_inside(self, call: fx.Node) -> list[tuple[Size, Size]]:
+    def _joined_inside(self, call: fx.Node, known: dict[Size, Size]) -> list[tuple[Size, Size]]:
         """The rows beside and before the grid wherever the block of this call joins text to its tokens."""
         body = self._program.body_of(call)
         bound = binding(body, call)
@@ -136,7 +137,9 @@ class Layouts:
             moving = [index for index, part in enumerate(parts) if self.is_aligned(part)]
             if len(moving) == 1 and len(parts) > 1:
                 before, after = sympy.Add(*parts[: moving[0]]), sympy.Add(*parts[moving[0] + 1 :])
-                found.append((before + after, before))
+                with_them = self._taken_apart(node.name, parts[moving[0]])[0]  # rows that go with the tokens: a history
+                if with_them == 0 or with_them in known:
+                    found.append((before + with_them + after, before + (known[with_them] if with_them != 0 else 0)))
         return found
 
     def _marked(self, size: Size) -> sympy.Expr:
@@ -198,9 +201,9 @@ class Layouts:
             body = self._program.body_of(node)
             return [node.args[position] for position in body.updates[:1]]  # type: ignore[misc]
         source = node.args[0] if node.args else None
-        if isinstance(source, fx.Node) and "body" in source.meta and isinstance(node.args[1], int):
+        if node.target is operator.getitem and isinstance(source, fx.Node) and "body" in source.meta:
             body = self._program.body_of(source)
-            return [source.args[body.updates[node.args[1]]]]  # type: ignore[list-item]
+            return [source.args[body.updates[int(node.args[1])]]]  # type: ignore[list-item,arg-type]
         return node.all_input_nodes
 
 

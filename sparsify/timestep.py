@@ -18,11 +18,12 @@ _TRANSPARENT = {
     "slice", "select", "unsqueeze", "squeeze", "view", "reshape", "expand", "expand_as", "flatten", "to", "_to_copy", "mul",
     "div", "add", "sub", "clone", "contiguous", "repeat", "alias", "einsum", "outer", "neg", "unflatten", "permute",
 }  # fmt: skip
+_USUAL = ("timestep", "timesteps", "t")
 _NAMES = re.compile(r"(^|_)(t|time|times|timestep|timesteps|sigma|sigmas|noise|noise_level|time_step)$", re.IGNORECASE)
 
 
 def find_timestep(program: Program, given: str | None = None) -> str:
-    """The name of the placeholder that carries the timestep, a tensor of shape () or (batch,).
+    """The name of the placeholder that carries the timestep, a tensor of shape (), (batch,) or (batch, frames or tokens).
 
     Raises:
         InputError: ``given`` names no tensor input, or none or several inputs look like a timestep.
@@ -32,15 +33,19 @@ def find_timestep(program: Program, given: str | None = None) -> str:
         if given not in names:
             raise InputError(f"timestep={given!r} is no tensor input of the model; its tensor inputs are {names}.")
         return given
-    small = [node for node in program.placeholders if getattr(node.meta["val"], "ndim", 2) <= 1]
-    embedded = [node for node in small if _is_embedded(program, program.graph, node)]
-    named = [node for node in (embedded or small) if _NAMES.search(node.name)]
-    for found in (named, embedded):
-        if len(found) == 1:
-            return found[0].name
+    unclear: list[fx.Node] = []
+    for axes in (1, 2):  # one per call or picture; or else one per frame or token
+        small = [node for node in program.placeholders if getattr(node.meta["val"], "ndim", 3) <= axes]
+        embedded = [node for node in small if _is_embedded(program, program.graph, node)]
+        named = [node for node in (embedded or small) if _NAMES.search(node.name)]
+        exact = [node for node in named if node.name in _USUAL]  # beside the step it goes to (r_timestep)
+        for found in (named, exact, embedded):
+            if len(found) == 1:
+                return found[0].name
+        unclear = unclear or named or embedded
     raise InputError(
-        f"which input is the timestep is not clear: {[n.name for n in named or embedded] or 'none'} of {names} look like one. "
-        f"Pass timestep='name' with a tensor of shape () or (batch,)."
+        f"which input is the timestep is not clear: {[node.name for node in unclear] or 'none'} of {names} look like one. "
+        f"Pass timestep='name' with a tensor of shape (), (batch,) or (batch, frames)."
     )
 
 
