@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 OUT ?= out
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench clean
+.PHONY: help setup demo test test-all check bench models clean
 
 help: ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,10 @@ bench: $(STAMP) ## the benchmarks: dense against sparse, interleaved in one proc
 	$(BIN)/python -m pytest benchmarks -m '' --benchmark-only --benchmark-disable-gc -p no:xdist
 	$(BIN)/python -m benchmarks.rewrite_cost
 	$(BIN)/sparsify bench sparsify.models:dit --kwargs '{"resolution": 256}' --policy paper:DiT-XL/2@256 --rounds 3
+
+models: $(STAMP) ## every check on every model of the zoo; writes docs/models.md
+	@echo "== running every check on every model of the zoo: about a quarter of an hour"
+	$(BIN)/python -m tests.zoo -o docs/models.md
 
 clean: ## remove .venv and everything generated
 	rm -rf .venv .venv-torch-* $(OUT) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache

@@ -73,8 +73,10 @@ def _check_tokens(
         body = program.body_of(node)
         dense = call.inputs[body.tokens].shape[body.token_axis]  # type: ignore[union-attr]
         if seen.get(call.path, dense) >= dense:
+            why = "".join(f"; {skip.pass_name} left {skip.where} alone: {skip.reason}" for skip in program.skips)
             raise VerificationError(
-                f"{call.path} gets {seen.get(call.path, 'no')} tokens at the pooled grid {grid}, not fewer than the dense {dense}."
+                f"{call.path} gets {seen.get(call.path, 'no')} tokens at the pooled grid {grid}, not fewer than the dense "
+                f"{dense}{why}."
             )
 
 

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from .check import Result, check
 from .entry import Entry
 
-FILES = ("written", "images", "packed", "streams", "videos", "more_videos", "audio")
+FILES = ("written", "images", "packed", "streams", "videos", "more_videos", "audio", "newer", "newer_videos")
 
 
 def entries(files: Sequence[str] = FILES) -> list[Entry]:

@@ -127,6 +127,8 @@ MODELS: list[Entry] = [
 ]  # fmt: skip
 
 LEFT_OUT: dict[str, str] = {
+    "BriaFibo2Transformer2DModel": "not tried yet: it reads text lengths with .tolist(), and some blocks alone have cross-attention",
+    "RFD4ProteinaTransformer": "no denoiser of a grid: its tokens are the residues and atoms of a protein, with a bias per pair",
     "AnyFlowFARTransformer3DModel": "its forward needs a flex-attention BlockMask per chunk and compressed chunks of another patch "
     "size, which have no common grid",
     "Kandinsky6SRTransformer3DModel": "its tokens stand in tiles of 8 x 8 under a block-sparse flex-attention mask: they are sparse "
