@@ -46,7 +46,7 @@ def find_grid(program: Program, given: Sequence[int] | None = None) -> None:
                 return
     tokens = streams[0]
     raise GridError(
-        f"the token grid cannot be read off the graph: the {_sizes_text(tokens)} tokens of {tokens.name} are not made by merging "
+        f"the token grid cannot be read off the graph: the {shape_of(tokens)[1]} tokens of {tokens.name} are not made by merging "
         f"axes of an input. Pass grid=(height, width), or (time, height, width), or (-1,) for a sequence such as audio."
     )
 
@@ -137,7 +137,7 @@ def _from_integers(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...],
 
 def _from_positions(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], str] | None:
     """A table of positions among the inputs, with a row per token, or per token and text, and a column per axis."""
-    found = []
+    found: list[tuple[int, int, int, sympy.Symbol, fx.Node, int]] = []
     length = program.hint(shape_of(tokens)[1])
     for symbol in _lone_symbols(program, tokens):
         count = program.hint(symbol)
@@ -196,7 +196,7 @@ def _give_grid(program: Program, streams: Sequence[fx.Node], given: tuple[int, .
         if len(given) == 1 and FixedGrid(given).sides(program.hint(count)) == (program.hint(count),):
             program.grid = (count,)
             return
-    counts = [f"{program.hint(shape_of(tokens)[1])} ({_sizes_text(tokens)})" for tokens in streams[:2]]
+    counts = [f"{program.hint(shape_of(tokens)[1])} ({shape_of(tokens)[1]})" for tokens in streams[:2]]
     raise GridError(f"grid {given} has {math.prod(given)} tokens but the trunk has {' or '.join(counts)}.")
 
 
@@ -231,10 +231,6 @@ def _checked(given: Sequence[int]) -> tuple[int, ...]:
     if not 1 <= len(sides) <= 3 or not whole or sides.count(-1) > 1:
         raise GridError(f"grid is {given!r}; it must be one to three integers of at least 1, such as (32, 32); one may be -1.")
     return sides
-
-
-def _sizes_text(tokens: fx.Node) -> str:
-    return str(shape_of(tokens)[1])
 
 
 def _ancestors_along(start: fx.Node, axis: int) -> Iterator[tuple[fx.Node, int]]:
