@@ -1,4 +1,4 @@
-"""Each pass by its printed IR and its refusals; the pipeline as text; provenance; the verifier."""
+"""Each pass by its printed IR and its refusals; provenance; the verifier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sparsify import SDTM, Density, Policy, PolicyError
+from sparsify import Density
 from sparsify.attention import SDPA, Attention
 from sparsify.ops import restore_tokens
 from sparsify.passes import (
@@ -22,7 +22,6 @@ from sparsify.passes import (
     Pipeline,
     PoolAttention,
     SparseDense,
-    pipeline_for,
 )
 from sparsify.text import graph_text, program_text
 from sparsify.verify import verify
@@ -35,45 +34,6 @@ DENSITY = InsertDensity(Density.constant(grid=(3, 3)))
 
 def functions(graph: fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if node.op == "call_function"]
-
-
-# --- the pipeline as text ----------------------------------------------------------------------------------------------
-
-
-def test_pipeline_of_a_policy_in_text() -> None:
-    policy = Policy(2, SDTM(1, 3, 1, 1) * 2, 1, Density.paper(finest=(10, 10), coarsest=(6, 6)))
-    text = (
-        "fuse-attention,density{schedule=paper(10x10..6x6)},pool-attention{blocks=0-1},"
-        "sparse-dense{blocks=2-7 generate=1 sparse=3 recover=1},sparse-dense{blocks=8-13 generate=1 sparse=3 recover=1},cleanup"
-    )
-    assert str(pipeline_for(policy, 15)) == text
-    assert Pipeline.parse(text) == pipeline_for(policy, 15)
-    assert str(pipeline_for(Policy.dense(), 15)) == ""
-    assert Pipeline.parse("sparse-dense{blocks=3-5 sparse=1}").passes == (SparseDense(BlockRange(3, 5), sparse=1),)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("pool", "no pass 'pool'"),
-        ("pool-attention", "missing 1 required .* argument: 'blocks'"),
-        ("pool-attention{blocks=x}", "blocks=x is not a block or a range"),
-        ("pool-attention{blocks=3-1}", "blocks=3-1 is not"),
-        ("pool-attention{depth=3}", r"no option 'depth=3'; its options are \['blocks'\]"),
-        ("sparse-dense{blocks=0-3 sparse=two}", "'sparse=two' is not a value of type int"),
-        ("cleanup,,cleanup", "is not like"),
-        ("cleanup{", "is not like"),
-        ("density{schedule=half}", "not like paper"),
-    ],
-)
-def test_pipeline_text_that_is_wrong(text: str, message: str) -> None:
-    with pytest.raises(PolicyError, match=message):
-        Pipeline.parse(text)
-
-
-def test_blocks_beyond_the_trunk() -> None:
-    with pytest.raises(PolicyError, match="blocks=4-7 but the trunk has blocks 0-5"):
-        PoolAttention(BlockRange(4, 7)).run(analysed(plain()))
 
 
 # --- pool-attention ----------------------------------------------------------------------------------------------------
@@ -101,8 +61,9 @@ def test_pool_attention_leaves_no_queries_and_keys(style: str) -> None:
         torch.tensor([[True, False, True, True]]),
         torch.tensor([[0.0, -torch.inf, 0.3, -0.2]], dtype=torch.float64),
         torch.rand(2, 1, 4, 4, dtype=torch.float64),
+        torch.tensor([[True] * 4, [False] * 4, [True, False, False, True], [False] * 4]),
     ],
-    ids=["boolean", "additive", "for each query"],
+    ids=["boolean", "additive", "for each query", "queries that see nothing"],
 )
 def test_masked_pooling_is_attention_with_equal_logits(mask: torch.Tensor) -> None:
     """The oracle is attention itself with queries of zero."""
