@@ -54,7 +54,7 @@ def subset_as_captured(program: Program, node: fx.Node, body: Body) -> Subset:
     """The same at the sizes of the capture, to try a block on what it is really given."""
     layouts, bound = Layouts(program), binding(body, node)
     grid, sizes = program.grid_hint, _hints(program, bound)
-    if sum(len(layouts.sides_in(bound[symbol])) == 1 for symbol in body.moving) > 1:
+    if len(grid) > 1 and sum(len(layouts.sides_in(bound[symbol])) == 1 for symbol in body.moving) > 1:
         rows = -(-grid[-2] // 2)
         choice = _Choice(len(grid) - 2, range(rows), range(max(1, rows - _MARGIN)))
     else:  # every other column
