@@ -21,7 +21,7 @@ def draw(report: Report, density: Density, path: Path) -> Path:
     from matplotlib.patches import Patch
 
     full = math.prod(report.grid)
-    steps = list(range(0, density.timesteps + 1, max(1, density.timesteps // 100)))
+    steps = [density.timesteps * index / 100 for index in range(101)]
     at_grid = {d.grid: index for index, d in enumerate(report.densities)}
     # T itself may have a grid of its own that no whole timestep below it has; it is drawn as the last one.
     columns = [at_grid.get(density.grid_at(t, report.grid), len(report.densities) - 1) for t in steps]
@@ -35,7 +35,7 @@ def draw(report: Report, density: Density, path: Path) -> Path:
     for panel, rows, title in zip(panels, (before, after), titles, strict=True):
         image = panel.imshow(rows, origin="lower", aspect="auto", extent=extent, norm=norm, cmap="viridis")
         panel.set(title=title, xlabel="block, bottom to top")
-    panels[0].set_ylabel("timestep (0 is data, the top is noise)")
+    panels[0].set_ylabel(f"timestep ({'0 is noise, the top is data' if density.reversed else '0 is data, the top is noise'})")
     for index, block in enumerate(report.blocks):
         panels[1].add_patch(
             pyplot.Rectangle((index - 0.5, 1.005), 1, 0.03, transform=panels[1].get_xaxis_transform(), clip_on=False,

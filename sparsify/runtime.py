@@ -32,7 +32,7 @@ class DensityModule(nn.Module):
 
     def forward(self, timestep: torch.Tensor, *grid: int) -> tuple[int, ...]:
         """The densest grid that the timesteps of the batch ask for; an empty batch gets the coarsest."""
-        timesteps = timestep.flatten().tolist() or [self.density.timesteps]
+        timesteps = timestep.flatten().tolist() or [self.density.noise]
         pooled = max((self.density.grid_at(t, grid) for t in timesteps), key=math.prod)
         if pooled == grid:
             raise InputError(f"the pooled grid is the full {grid} grid at this resolution: there is nothing to pool.")
