@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 from .density_text import density_of_text, text_of_density
@@ -223,6 +224,12 @@ class Density:
         found = self.timesteps_of(dense)
         count = sum(map(len, found.values()))
         return {grid: len(timesteps) / count for grid, timesteps in found.items()}
+
+    def plot(self, path: str | Path, dense: Grid) -> None:
+        """Draw the tokens of the sparse blocks over the timesteps; needs matplotlib, the ``plot`` extra."""
+        from .picture import draw_density  # matplotlib is not imported before it is needed
+
+        draw_density(self, dense, Path(path))
 
     def keeps_everything(self, dense: Grid) -> bool:
         """Whether the pooled grid is the dense grid at every timestep, so that nothing is ever pooled."""

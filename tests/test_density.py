@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,12 @@ def test_levels_round_a_schedule_to_a_few_grids_and_reach_both_ends() -> None:
     density = Density.linear(finest=(14, 14), coarsest=(4, 4), levels=3)
     assert list(density.grids(DENSE)) == [(14, 14), (10, 10), (4, 4)]
     assert density.grid_at(0, DENSE) == (14, 14) and density.grid_at(1000, DENSE) == (4, 4)
+
+
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
+    for density in (Density.cosine(0.5, 0.9, timesteps=1.0, reversed=True), Density.table({0: (12, 12), 500: (8, 8)})):
+        density.plot(tmp_path / "made" / "density.png", DENSE)
+        assert (tmp_path / "made" / "density.png").read_bytes().startswith(b"\x89PNG")
 
 
 ENDS = st.one_of(st.floats(0, 0.99), st.tuples(st.integers(1, 30), st.integers(1, 30)))
