@@ -110,7 +110,7 @@ def _at(density: Density | None, name: str | None, inputs: Mapping[str, Any], de
     """The inputs with a timestep at which the schedule gives this grid."""
     if density is None or name is None:
         return {}
-    t = next(t for t in range(density.timesteps) if density.grid_at(t, dense) == pooled)
+    t = density.timesteps_of(dense)[pooled][0]
     return {name: torch.full_like(inputs[name], t)}
 
 

@@ -1,24 +1,33 @@
 """Density: how many tokens the sparse blocks see at each denoising timestep (paper, "timestep-wise density").
 
-A density names its two ends, the *finest* pooled grid near the data (t = 0) and the *coarsest* at pure noise (t = T),
-and a schedule between them. Each end is either a pruning rate ``r = 1 - n/N`` or a pooled grid such as ``(10, 10)``.
+A density names its two ends, the *finest* pooled grid near the data and the *coarsest* at pure noise, and a schedule
+between them, or lists the grids from which timestep on. Each end is a pruning rate or a pooled grid (``ends.py``).
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
+from .density_text import density_of_text, text_of_density
+from .discretise import discretised, sampled
+from .ends import End, Grid, checked_end, is_number, one_of, plain, side_areas
 from .errors import InputError, PolicyError
 
-Grid = tuple[int, ...]
-End = float | Grid
-
 _ROUNDING = 1e-9  # floor() must not lose a whole token to binary rounding: 16 * sqrt(100 / 256) is 10
+
+# How far towards the coarsest end, by how much of the noise there is; both from 0 to 1.
+_WEIGHTS: dict[str, Callable[[float], float]] = {
+    "paper": lambda noise: max(0.0, (4 * noise - 1) / 3),
+    "constant": lambda noise: 0.0,
+    "linear": lambda noise: noise,
+    "cosine": lambda noise: (1 - math.cos(math.pi * noise)) / 2,
+}
+Schedule = Literal["paper", "constant", "linear", "cosine", "table"]
 
 
 @dataclass(frozen=True)
@@ -26,28 +35,49 @@ class Density:
     """A map from timestep to pooled grid.
 
     Attributes:
-        schedule: ``"paper"`` or ``"constant"``.
+        schedule: ``"paper"``, ``"constant"``, ``"linear"``, ``"cosine"`` or ``"table"``.
         finest: the end with the most tokens, a pruning rate in [0, 1) or a pooled grid.
         coarsest: the end with the fewest tokens; equal to ``finest`` for a constant density.
-        timesteps: T, the timestep of pure noise; timesteps lie in [0, T].
+        timesteps: T; timesteps lie in [0, T]. 1000 for the usual discrete ones, 1.0 for flow matching.
         pools_time: whether rates and grids of a video's (time, height, width) tokens pool its time axis too; if not, every
             frame is pooled and all frames are kept.
+        reversed: whether t = 0 is pure noise and t = T the data, as some flow-matching models have it.
+        levels: how many steps the schedule is rounded to, from two up; None leaves that to whole tokens.
+        steps: of a table, from which timestep on which end holds, in ascending order.
     """
 
-    schedule: Literal["paper", "constant"]
+    schedule: Schedule
     finest: End
     coarsest: End
-    timesteps: int = 1000
+    timesteps: float = 1000
     pools_time: bool = False
+    reversed: bool = False
+    levels: int | None = None
+    steps: tuple[tuple[float, End], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("paper", "constant"):
-            raise PolicyError(f"Density.schedule is {self.schedule!r}; allowed: 'paper', 'constant'.")
-        object.__setattr__(self, "finest", _checked_end("finest", self.finest))
-        object.__setattr__(self, "coarsest", _checked_end("coarsest", self.coarsest))
-        if isinstance(self.timesteps, bool) or not isinstance(self.timesteps, int) or self.timesteps < 1:
-            raise PolicyError(f"Density.timesteps is {self.timesteps!r}; it must be an integer of at least 1.")
-        fine, coarse = self.finest, self.coarsest
+        if self.schedule not in (*_WEIGHTS, "table"):
+            allowed = ", ".join(map(repr, (*_WEIGHTS, "table")))
+            raise PolicyError(f"Density.schedule is {self.schedule!r}; allowed: {allowed}.")
+        object.__setattr__(self, "finest", checked_end("finest", self.finest))
+        object.__setattr__(self, "coarsest", checked_end("coarsest", self.coarsest))
+        self._check_range()
+        self._check_steps()
+        if self.schedule != "table":
+            self._check_ends(self.finest, self.coarsest)
+
+    def _check_range(self) -> None:
+        if not is_number(self.timesteps) or not 0 < self.timesteps < math.inf:
+            raise PolicyError(
+                f"Density.timesteps is {self.timesteps!r}; it must be a number above 0, such as 1000, or 1.0 for flow matching."
+            )
+        for name in ("pools_time", "reversed"):
+            if not isinstance(getattr(self, name), bool):
+                raise PolicyError(f"Density.{name} is {getattr(self, name)!r}; it must be True or False.")
+        if self.levels is not None and (isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2):
+            raise PolicyError(f"Density.levels is {self.levels!r}; it must be None or an integer of at least 2.")
+
+    def _check_ends(self, fine: End, coarse: End) -> None:
         if isinstance(fine, tuple) and isinstance(coarse, tuple):
             if len(fine) != len(coarse):
                 raise PolicyError(f"Density.finest {fine} and Density.coarsest {coarse} must have as many axes.")
@@ -55,10 +85,23 @@ class Density:
                 raise PolicyError(f"Density.coarsest {coarse} must not be larger than Density.finest {fine}; swap them.")
         elif not isinstance(fine, tuple) and not isinstance(coarse, tuple) and coarse < fine:
             raise PolicyError(f"Density: r_max {coarse} is below r_min {fine}; the pruning rate rises with the noise.")
-        if not isinstance(self.pools_time, bool):
-            raise PolicyError(f"Density.pools_time is {self.pools_time!r}; it must be True or False.")
         if self.schedule == "constant" and fine != coarse:
             raise PolicyError(f"Density: a constant density has one grid, not {fine} and {coarse}.")
+
+    def _check_steps(self) -> None:
+        if self.schedule != "table":
+            if self.steps:
+                raise PolicyError(f"Density.steps belong to a table, not to schedule {self.schedule!r}.")
+            return
+        if not all(isinstance(step, (tuple, list)) and len(step) == 2 and is_number(step[0]) for step in self.steps):
+            raise PolicyError(f"Density.steps is {self.steps!r}; it must be pairs of a timestep and a rate or a grid.")
+        steps = tuple((t, checked_end(f"table[{t}]", end)) for t, end in self.steps)
+        if not steps or steps[0][0] != 0 or any(a >= b for (a, _), (b, _) in pairwise(steps)) or steps[-1][0] > self.timesteps:
+            raise PolicyError(
+                f"Density.table has the timesteps {[t for t, _ in steps]}; they must start at 0, ascend and stay within "
+                f"[0, {self.timesteps}]."
+            )
+        object.__setattr__(self, "steps", steps)
 
     @classmethod
     def paper(
@@ -68,22 +111,83 @@ class Density:
         *,
         finest: Grid | None = None,
         coarsest: Grid | None = None,
-        timesteps: int = 1000,
+        **options: Any,
     ) -> Density:
         """The paper's schedule: ``r_min`` below T/4, then linear in t up to ``r_max`` at T.
 
         Give the ends as pruning rates (``r_min``, ``r_max``) or, free of rounding, as pooled grids (``finest``,
-        ``coarsest``); one of each is fine too.
+        ``coarsest``); one of each is fine too. Options: ``timesteps``, ``reversed``, ``levels``, ``pools_time``.
         """
-        fine = _one_of("r_min", r_min, "finest", finest)
-        coarse = _one_of("r_max", r_max, "coarsest", coarsest)
-        return cls("paper", fine, coarse, timesteps)
+        return cls._between("paper", r_min, r_max, finest, coarsest, options)
 
     @classmethod
-    def constant(cls, *, grid: Grid | None = None, rate: float | None = None, timesteps: int = 1000) -> Density:
+    def linear(
+        cls,
+        r_min: float | None = None,
+        r_max: float | None = None,
+        *,
+        finest: Grid | None = None,
+        coarsest: Grid | None = None,
+        **options: Any,
+    ) -> Density:
+        """The share of tokens falls linearly from the data to pure noise; ends and options as for :meth:`paper`."""
+        return cls._between("linear", r_min, r_max, finest, coarsest, options)
+
+    @classmethod
+    def cosine(
+        cls,
+        r_min: float | None = None,
+        r_max: float | None = None,
+        *,
+        finest: Grid | None = None,
+        coarsest: Grid | None = None,
+        **options: Any,
+    ) -> Density:
+        """Half a cosine: slow at both ends, fast in the middle; ends and options as for :meth:`paper`."""
+        return cls._between("cosine", r_min, r_max, finest, coarsest, options)
+
+    @classmethod
+    def constant(cls, *, grid: Grid | None = None, rate: float | None = None, **options: Any) -> Density:
         """The same pooled grid at every timestep, given as a ``grid`` or as a pruning ``rate``."""
-        end = _one_of("rate", rate, "grid", grid)
-        return cls("constant", end, end, timesteps)
+        end = one_of("rate", rate, "grid", grid)
+        return cls("constant", end, end, **_checked_options(options))
+
+    @classmethod
+    def table(cls, steps: Mapping[float, End], **options: Any) -> Density:
+        """What holds from each timestep on, a grid or a rate: ``Density.table({0: (16, 16), 500: (8, 8)})``."""
+        if not isinstance(steps, Mapping) or not steps or not all(map(is_number, steps)):
+            raise PolicyError(f"Density.table takes a mapping such as {{0: (16, 16), 500: (8, 8)}}, not {steps!r}.")
+        ordered = tuple(sorted(steps.items()))
+        ends = (ordered[-1][1], ordered[0][1]) if options.get("reversed") else (ordered[0][1], ordered[-1][1])
+        return cls("table", *ends, steps=ordered, **_checked_options(options))
+
+    @classmethod
+    def of(cls, function: Callable[[float], End], *, levels: int = 8, **options: Any) -> Density:
+        """A table made of any function from timestep to pruning rate or grid, with at most ``levels`` different ends.
+
+        The function is called here, at whole timesteps or, where T is no whole number above 1, at 1000 points. Rates
+        are rounded down, to more tokens, on ``levels`` even steps; grids are taken as they are.
+        """
+        return cls.table(discretised(function, levels, options.get("timesteps", 1000)), **options)
+
+    @classmethod
+    def _between(
+        cls,
+        schedule: Schedule,
+        r_min: float | None,
+        r_max: float | None,
+        finest: Grid | None,
+        coarsest: Grid | None,
+        options: dict[str, Any],
+    ) -> Density:
+        fine = one_of("r_min", r_min, "finest", finest)
+        coarse = one_of("r_max", r_max, "coarsest", coarsest)
+        return cls(schedule, fine, coarse, **_checked_options(options))
+
+    @property
+    def noise(self) -> float:
+        """The timestep of pure noise."""
+        return 0 if self.reversed else self.timesteps
 
     def grid_at(self, t: float, dense: Grid) -> Grid:
         """The pooled grid at timestep ``t`` for tokens on the ``dense`` grid.
@@ -99,46 +203,58 @@ class Density:
             )
         if self.keeps_time(dense):
             return dense[0], *self.grid_at(t, dense[1:])
-        fine, coarse = self.side_areas(dense)
-        weight = self._noise_weight(t)
-        return tuple(
-            max(1, math.floor(side * math.sqrt((1 - weight) * f + weight * c) + _ROUNDING))
-            for side, f, c in zip(dense, fine, coarse, strict=True)
-        )
+        if self.schedule == "table":
+            areas = side_areas("steps", next(end for start, end in reversed(self.steps) if start <= t), dense)
+        else:
+            weight = self._weight(t)
+            fine, coarse = side_areas("finest", self.finest, dense), side_areas("coarsest", self.coarsest, dense)
+            # The paper's pooled side is side * sqrt(1 - r) with r linear in t: the square of the kept share moves.
+            areas = tuple((1 - weight) * f + weight * c for f, c in zip(fine, coarse, strict=True))
+        return tuple(max(1, math.floor(side * math.sqrt(area) + _ROUNDING)) for side, area in zip(dense, areas, strict=True))
+
+    def timesteps_of(self, dense: Grid) -> dict[Grid, list[float]]:
+        """By pooled grid, finest first, the timesteps that get it: every whole one, or 1000 of a continuous range."""
+        found: dict[Grid, list[float]] = {}
+        for t in sampled(self.timesteps):
+            found.setdefault(self.grid_at(t, dense), []).append(t)
+        return {grid: found[grid] for grid in sorted(found, key=math.prod, reverse=True)}
 
     def grids(self, dense: Grid) -> dict[Grid, float]:
-        """Every pooled grid the schedule gives on ``dense``, finest first, with its share of the T timesteps."""
-        counts = Counter(self.grid_at(t, dense) for t in range(self.timesteps))
-        return {grid: counts[grid] / self.timesteps for grid in sorted(counts, key=math.prod, reverse=True)}
+        """Every pooled grid the schedule gives on ``dense``, finest first, with its share of the timesteps."""
+        found = self.timesteps_of(dense)
+        count = sum(map(len, found.values()))
+        return {grid: len(timesteps) / count for grid, timesteps in found.items()}
+
+    def plot(self, path: str | Path, dense: Grid) -> None:
+        """Draw the tokens of the sparse blocks over the timesteps; needs matplotlib, the ``plot`` extra."""
+        from .picture import draw_density  # matplotlib is not imported before it is needed
+
+        draw_density(self, dense, Path(path))
 
     def keeps_everything(self, dense: Grid) -> bool:
         """Whether the pooled grid is the dense grid at every timestep, so that nothing is ever pooled."""
-        return self.grid_at(self.timesteps, dense) == dense
+        return set(self.grids(dense)) == {dense} == {self.grid_at(self.noise, dense)}
 
     def keeps_time(self, dense: Grid) -> bool:
         """Whether of a (time, height, width) grid only the frames are pooled, each by itself."""
-        names_time = any(isinstance(end, tuple) and len(end) == 3 for end in (self.finest, self.coarsest))
+        ends = [self.finest, self.coarsest, *(end for _, end in self.steps)]
+        names_time = any(isinstance(end, tuple) and len(end) == 3 for end in ends)
         return len(dense) == 3 and not self.pools_time and not names_time
 
-    def side_areas(self, dense: Grid) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Per axis, the squared share of the side that is kept at the finest and at the coarsest end.
-
-        The paper's pooled side is ``side * sqrt(1 - r)`` with r linear in t, so it is the *square* of the kept share
-        that moves linearly; for a square grid every axis gives ``1 - r``.
-        """
-        return _side_areas("finest", self.finest, dense), _side_areas("coarsest", self.coarsest, dense)
-
-    def _noise_weight(self, t: float) -> float:
-        """0 where the rate is r_min, 1 where it is r_max."""
-        if self.schedule == "constant":
-            return 0.0
-        return max(0.0, (4 * t - self.timesteps) / (3 * self.timesteps))
+    def _weight(self, t: float) -> float:
+        """0 where the finest end holds, 1 where the coarsest does."""
+        share = t / self.timesteps
+        weight = _WEIGHTS[self.schedule](1 - share if self.reversed else share)
+        if self.levels is None:
+            return weight
+        return min(self.levels - 1, math.floor(weight * self.levels + _ROUNDING)) / (self.levels - 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        ends = {k: list(v) if isinstance(v, tuple) else v for k, v in (("finest", self.finest), ("coarsest", self.coarsest))}
-        time = {"pools_time": True} if self.pools_time else {}
-        return {"schedule": self.schedule, **ends, "timesteps": self.timesteps, **time}
+        data: dict[str, Any] = {"schedule": self.schedule, "finest": plain(self.finest), "coarsest": plain(self.coarsest)}
+        data["timesteps"] = self.timesteps
+        data |= {name: value for name in ("pools_time", "reversed", "levels") if (value := getattr(self, name))}
+        return data | ({"steps": [[t, plain(end)] for t, end in self.steps]} if self.steps else {})
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Density:
@@ -146,69 +262,28 @@ class Density:
         if not isinstance(data, Mapping):
             raise PolicyError(f"density is {data!r}; it must be an object with schedule, finest, coarsest, timesteps.")
         known = {"schedule", "finest", "coarsest", "timesteps"}
-        if unknown := set(data) - known - {"pools_time"}:
+        if unknown := set(data) - known - _OPTIONS - {"steps"}:
             raise PolicyError(
-                f"density has unknown field(s) {sorted(map(str, unknown))}; allowed: {sorted(known)}, pools_time."
+                f"density has unknown field(s) {sorted(map(str, unknown))}; allowed: {sorted(known)}, {sorted(_OPTIONS)}, steps."
             )
         if missing := known - set(data):
             raise PolicyError(f"density lacks the field(s) {sorted(missing)}.")
-        return cls(**data)
+        return cls(**{**data, **({"steps": tuple(map(tuple, data["steps"]))} if "steps" in data else {})})
 
     def __str__(self) -> str:
-        """A word that :meth:`parse` reads back: ``paper(10x10..6x6)``, ``constant(0.75)``, ``paper(0.9..0.96/500)``."""
-        ends = [self.finest] if self.schedule == "constant" else [self.finest, self.coarsest]
-        suffix = "" if self.timesteps == 1000 else f"/{self.timesteps}"
-        return f"{self.schedule}({'..'.join(map(_end_text, ends))}{suffix}){'+time' if self.pools_time else ''}"
+        """A word that :meth:`parse` reads back: ``paper(10x10..6x6)``, ``linear(0.5..0.9@4/1.0)+reversed``, ``table(0:8x8;500:0.9)``."""
+        return text_of_density(self.to_dict())
 
     @classmethod
     def parse(cls, text: str) -> Density:
         """The inverse of ``str(density)``."""
-        match = re.fullmatch(r"(paper|constant)\(([^/]+?)(?:\.\.([^/]+?))?(?:/(\d+))?\)(\+time)?", text)
-        if match is None:
-            raise PolicyError(f"density {text!r} is not like paper(0.61..0.86), paper(10x10..6x6) or constant(8x8).")
-        schedule, finest, coarsest, timesteps, time = match.groups()
-        ends = _parse_end(finest), _parse_end(coarsest or finest)
-        return cls(schedule, *ends, int(timesteps or 1000), bool(time))  # type: ignore[arg-type]
+        return cls.from_dict(density_of_text(text))
 
 
-def _one_of(rate_name: str, rate: float | None, grid_name: str, grid: Grid | None) -> End:
-    if (rate is None) == (grid is None):
-        raise PolicyError(f"Density: give exactly one of {rate_name}= (a pruning rate) and {grid_name}= (a pooled grid).")
-    return rate if grid is None else grid  # type: ignore[return-value]
+_OPTIONS = {"pools_time", "reversed", "levels"}
 
 
-def _checked_end(name: str, end: object) -> End:
-    if isinstance(end, (tuple, list)):
-        if not 1 <= len(end) <= 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in end):
-            raise PolicyError(f"Density.{name} is {end!r}; a pooled grid is one to three integers of at least 1.")
-        return tuple(end)
-    if isinstance(end, bool) or not isinstance(end, (int, float)):
-        raise PolicyError(f"Density.{name} is {end!r}; it must be a pruning rate in [0, 1) or a pooled grid like (8, 8).")
-    if not 0 <= end < 1:  # also catches nan
-        raise PolicyError(f"Density.{name} is {end}; a pruning rate lies in [0, 1): 0 keeps all tokens, 0.9 drops 90%.")
-    return float(end)
-
-
-def _side_areas(name: str, end: End, dense: Grid) -> tuple[float, ...]:
-    if not isinstance(end, tuple):
-        # A rate is shared out evenly over the axes: each of k axes keeps (1 - r)^(1/k) of its side.
-        return ((1 - end) ** (2 / len(dense)),) * len(dense)
-    if len(end) != len(dense):
-        raise PolicyError(f"Density.{name} {end} has {len(end)} axes but the token grid {dense} has {len(dense)}.")
-    if any(n > side for n, side in zip(end, dense, strict=True)):
-        raise PolicyError(
-            f"Density.{name}: the pooled grid {end} is larger than the token grid {dense}; "
-            f"each side must be at most that of the token grid."
-        )
-    return tuple((n / side) ** 2 for n, side in zip(end, dense, strict=True))
-
-
-def _end_text(end: End) -> str:
-    return "x".join(map(str, end)) if isinstance(end, tuple) else repr(end)
-
-
-def _parse_end(text: str) -> End:
-    try:
-        return tuple(map(int, text.split("x"))) if re.fullmatch(r"\d+(x\d+)*", text) and text != "0" else float(text)
-    except ValueError as error:
-        raise PolicyError(f"{text!r} is neither a pruning rate such as 0.75 nor a pooled grid such as 8x8.") from error
+def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
+    if unknown := set(options) - _OPTIONS - {"timesteps"}:
+        raise PolicyError(f"Density: unknown option(s) {sorted(unknown)}; allowed: {sorted(_OPTIONS | {'timesteps'})}.")
+    return options

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from .calls import Leaf
+from .clock import Clock, DensityModule, StepCallback, checked_grid, checked_timestep
 from .density import Density
+from .ends import Grid
 from .errors import CaptureError, ConstantError, GridError, InputError, NotCapturedError, RewriteError
 from .full_check import check_fully
 from .in_place_run import InPlace
@@ -21,22 +24,6 @@ from .stage import Request, Stage, build_stage
 from .tree import kind_of, mirror, outer_module, restore_layers, share_tensors
 
 RESTORE = "sparsify_restore"
-
-
-class DensityModule(nn.Module):
-    """The density node at run time: timestep in, sides of the pooled grid out."""
-
-    def __init__(self, density: Density) -> None:
-        super().__init__()
-        self.density = density
-
-    def forward(self, timestep: torch.Tensor, *grid: int) -> tuple[int, ...]:
-        """The densest grid that the timesteps of the batch ask for; an empty batch gets the coarsest."""
-        timesteps = timestep.flatten().tolist() or [self.density.timesteps]
-        pooled = max((self.density.grid_at(t, grid) for t in timesteps), key=math.prod)
-        if pooled == grid:
-            raise InputError(f"the pooled grid is the full {grid} grid at this resolution: there is nothing to pool.")
-        return pooled
 
 
 class GridModule(nn.Module):
@@ -73,6 +60,7 @@ class SparseModel(nn.Module):
         self._stages: list[Stage] = []
         self._outers: dict[Stage, fx.GraphModule] = {}
         self._active: Stage | None = None
+        self._clock = Clock()
         self.training = model.training
         modes = {module.training for module in model.modules()}
         # None stands for a mixture, as the model came; train() and eval() make it uniform.
@@ -130,6 +118,35 @@ class SparseModel(nn.Module):
         """What was done to which block, and what it saves."""
         return self._captured().report
 
+    @contextmanager
+    def at(self, timestep: float) -> Iterator[SparseModel]:
+        """Within this context the density takes ``timestep`` from the host; no call waits for a device to read its own.
+
+        Raises:
+            InputError: ``timestep`` is no number in the density's range, or this model has no density.
+        """
+        before = self._clock.timestep
+        self._clock.timestep = checked_timestep(timestep, self._density())
+        try:
+            yield self
+        finally:
+            self._clock.timestep = before
+
+    def fix(self, grid: Grid | None) -> SparseModel:
+        """Use this pooled grid at every timestep, whatever the density says; ``None`` gives the density its say again."""
+        self._density()
+        self._clock.grid = None if grid is None else checked_grid(grid)
+        return self
+
+    def step_callback(self) -> StepCallback:
+        """For ``callback_on_step_end`` of a diffusers pipeline: the host tells the timestep of each step after the first."""
+        return StepCallback(self._clock, self._density())
+
+    def _density(self) -> Density:
+        if (density := self._captured().program.density) is None:
+            raise InputError(f"the policy {self._request.policy} has no density here: no block works on pooled tokens.")
+        return density
+
     def _captured(self) -> Stage:
         if self._active is None:
             raise NotCapturedError(
@@ -173,7 +190,7 @@ class SparseModel(nn.Module):
             self._outers[stage] = outer_module(stage.program, self)
         program, readers = stage.program, dict[str, nn.Module]()
         if program.density is not None:
-            readers[DENSITY] = DensityModule(program.density)
+            readers[DENSITY] = DensityModule(program.density, self._clock)
         if program.grid_reader is not None:
             readers[GRID] = GridModule(program.grid_reader, bool(program.rows_before))
         for name, reader in readers.items():

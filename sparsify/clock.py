@@ -1,0 +1,129 @@
+"""What time it is, as the host says: then no timestep is read from a device (paper, timestep-wise density)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .density import Density
+from .ends import Grid, is_number
+from .errors import InputError
+
+
+@dataclass
+class Clock:
+    """A timestep or a pooled grid that holds for the calls to come; None leaves it to the model's own timestep input."""
+
+    timestep: float | None = None
+    grid: Grid | None = None
+
+
+class DensityModule(nn.Module):
+    """The density node at run time: timestep in, sides of the pooled grid out."""
+
+    def __init__(self, density: Density, clock: Clock) -> None:
+        super().__init__()
+        self.density, self.clock = density, clock
+        self._warned = False
+
+    def forward(self, timestep: torch.Tensor, *grid: int) -> tuple[int, ...]:
+        """The densest grid that the timesteps of the batch ask for; an empty batch gets the coarsest."""
+        if self.clock.grid is not None:
+            pooled = fitting(self.clock.grid, grid)
+        elif self.clock.timestep is not None:
+            pooled = self.density.grid_at(self.clock.timestep, grid)
+        else:
+            pooled = max((self.density.grid_at(t, grid) for t in self._read(timestep)), key=math.prod)
+        if pooled == grid:
+            raise InputError(f"the pooled grid is the full {grid} grid at this resolution: there is nothing to pool.")
+        return pooled
+
+    def _read(self, timestep: torch.Tensor) -> list[float]:
+        """One read of the device per call."""
+        timesteps: list[float] = timestep.flatten().tolist()
+        if not self._warned and self.density.timesteps >= 100 and any(0 < t < 1 for t in timesteps):
+            self._warned = True
+            warnings.warn(
+                f"the timesteps of this call lie between 0 and 1 but the density {self.density} takes them from 0 to "
+                f"{self.density.timesteps}, so it keeps its finest grid. For flow matching give it timesteps=1.0, and "
+                f"reversed=True where t = 1 is the data.",
+                stacklevel=2,
+            )
+        return timesteps or [self.density.noise]
+
+
+class StepCallback:
+    """A diffusers ``callback_on_step_end`` that tells a sparse model the timestep of the next step.
+
+    The scheduler's timesteps are read once per run; its range is scaled to that of the density. The first step of a run
+    reads the timestep from the model's own input.
+    """
+
+    def __init__(self, clock: Clock, density: Density) -> None:
+        self._clock, self._density = clock, density
+        self._timesteps: list[float] = []
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Called by the pipeline when a step is done."""
+        if step == 0:
+            self._timesteps = self._scaled(pipe.scheduler)
+        is_last = step + 1 >= len(self._timesteps)
+        self._clock.timestep = None if is_last else self._timesteps[step + 1]
+        return tensors
+
+    def _scaled(self, scheduler: Any) -> list[float]:
+        longest = float(scheduler.config.num_train_timesteps)
+        shares = [min(1.0, max(0.0, float(t) / longest)) for t in scheduler.timesteps.tolist()]
+        return [self._density.timesteps * (1 - share if self._density.reversed else share) for share in shares]
+
+
+def fitting(pooled: Grid, dense: Grid) -> Grid:
+    """``pooled``, if it can be the pooled grid of ``dense``.
+
+    Raises:
+        InputError: it has other axes, or a side that is larger.
+    """
+    if len(pooled) != len(dense) or any(p > side for p, side in zip(pooled, dense, strict=True)):
+        raise InputError(f"the fixed grid {pooled} does not fit the {dense} token grid of this call; fix another one.")
+    return pooled
+
+
+def checked_timestep(timestep: object, density: Density) -> float:
+    """A timestep as a number.
+
+    Raises:
+        InputError: it is none, would have to be read from a device, or lies outside the density's range.
+    """
+    if isinstance(timestep, torch.Tensor) and timestep.device.type == "cpu" and timestep.numel() == 1:
+        timestep = timestep.item()
+    if not is_number(timestep):
+        raise InputError(
+            f"at() takes a timestep as a Python number or a CPU tensor of one element, so that no device is waited for; "
+            f"not {_described(timestep)}."
+        )
+    if not 0 <= float(timestep) <= density.timesteps:  # type: ignore[arg-type]
+        raise InputError(f"timestep {timestep} is outside [0, {density.timesteps}], the range of this policy's density.")
+    return float(timestep)  # type: ignore[arg-type]
+
+
+def checked_grid(grid: object) -> Grid:
+    """A pooled grid.
+
+    Raises:
+        InputError: it is not one to three integers of at least 1.
+    """
+    sides = tuple(grid) if isinstance(grid, (tuple, list)) else ()
+    if not 1 <= len(sides) <= 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):
+        raise InputError(f"fix() takes a pooled grid of one to three integers of at least 1, such as (8, 8), not {grid!r}.")
+    return sides
+
+
+def _described(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)} on {value.device}"
+    return repr(value)
