@@ -38,3 +38,10 @@ def test_it_works(entry: Entry) -> None:
 
 def test_the_page_speaks_of_models_that_exist() -> None:
     assert works() <= {entry.name for entry in entries()} and works() >= QUICK
+
+
+def test_the_readme_has_the_number_of_the_page() -> None:
+    counted = re.search(r"(\d+ of \d+) tiny", PAGE.read_text())
+    readme = (PAGE.parents[1] / "README.md").read_text()
+    assert counted is not None and set(re.findall(r"\d+ of \d+(?= tiny| \|)", readme)) == {counted[1]}
+    assert len(works()) == int(counted[1].split()[0])
