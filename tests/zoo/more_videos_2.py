@@ -92,14 +92,6 @@ def _inputs_ltx_2(batch: int, size: int) -> dict[str, Any]:
     }
 
 
-def _given(size: int) -> dict[str, Any]:
-    return {"grid": grid_of(size)}
-
-
-def _named(size: int) -> dict[str, Any]:
-    return {"timestep": "timestep"}
-
-
 def _make_refiner() -> nn.Module:
     from diffusers import SanaWMLTX2RefinerTransformer3DModel
 
@@ -246,8 +238,8 @@ def _inputs_cosmos_3(batch: int, size: int) -> dict[str, Any]:
 
 MODELS: list[Entry] = [
     Entry("LTX2VideoTransformer3DModel", "video", _make_ltx_2, _inputs_ltx_2, grid_of),
-    Entry("SanaWMLTX2RefinerTransformer3DModel", "video", _make_refiner, _inputs_refiner, grid_of, options=_given),
-    Entry("SanaWMTransformer3DModel", "linear attention", _make_sana_wm, _inputs_sana_wm, grid_of, options=_named),
+    Entry("SanaWMLTX2RefinerTransformer3DModel", "video", _make_refiner, _inputs_refiner, grid_of),
+    Entry("SanaWMTransformer3DModel", "linear attention", _make_sana_wm, _inputs_sana_wm, grid_of),
     Entry("MiniMaxH3Transformer3DModel", "video", _make_minimax_h3, _inputs_minimax_h3, grid_of),
     Entry("Cosmos3OmniTransformer", "video", _make_cosmos_3, _inputs_cosmos_3, grid_of),
 ]

@@ -48,7 +48,7 @@ def _make_omnigen() -> nn.Module:
     return build(
         "OmniGenTransformer2DModel",
         in_channels=CHANNELS,
-        hidden_size=48,
+        hidden_size=60,  # not the length of any sequence here: 8 + 4 * 10 would be 48
         num_attention_heads=3,
         num_key_value_heads=3,
         intermediate_size=64,
@@ -57,7 +57,7 @@ def _make_omnigen() -> nn.Module:
         vocab_size=90,
         pos_embed_max_size=24,
         time_step_dim=22,
-        rope_scaling={"short_factor": [1.0] * 8, "long_factor": [1.0] * 8},
+        rope_scaling={"short_factor": [1.0] * 10, "long_factor": [1.0] * 10},
     )
 
 
