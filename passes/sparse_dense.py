@@ -219,7 +219,7 @@ class SparseDense(Pass):
         try:
             split = self._split(program, node, body) if mixes else body
             return refusal_to_split(body, split, subset_of(program, node, body))
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             return f"queries and keys cannot be told apart: {str(error).splitlines()[0]}"
 
     def _split(self, program: Program, node: fx.Node, body: Body) -> Body:
