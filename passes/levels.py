@@ -7,7 +7,6 @@ gets a pool or a restore in between, whoever reads it.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import fx
 from ..errors import RewriteError
 from ..layout import Layout, Layouts, TokenAxis
 from ..ops import as_rotation, pool_tokens, restore_tokens
-from ..program import Program
+from ..program import Program, block_behind
 from ..shapes import annotate, emit_size, shape_of, size_of
 
 aten = torch.ops.aten
@@ -114,7 +113,7 @@ class Levels:
         if not isinstance(node, fx.Node) or node not in self.sparse:
             return node
         if node not in self._bypassed:
-            block, output = self._block_behind(node)
+            block, output = block_behind(node)
             args = self.arguments_of(node)
             if block is not None:
                 found = self.bypass(self.arguments_of(block)[self.program.body_of(block).updates[output]])
@@ -125,15 +124,6 @@ class Levels:
                     annotate(found)
             self._bypassed[node] = found
         return self._bypassed[node]
-
-    def _block_behind(self, node: fx.Node) -> tuple[fx.Node | None, int]:
-        """The block whose result a node is, and which of its results."""
-        if "body" in node.meta:
-            return node, 0
-        source = node.args[0] if node.args else None
-        if node.target is operator.getitem and isinstance(source, fx.Node) and "body" in source.meta:
-            return source, int(node.args[1])  # type: ignore[arg-type]
-        return None, 0
 
     # --- nodes that become sparse ---------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .density import Density
-from .ends import Grid, is_number
+from .ends import Grid, is_grid, is_number
 from .errors import InputError
 
 
@@ -117,10 +117,9 @@ def checked_grid(grid: object) -> Grid:
     Raises:
         InputError: it is not one to three integers of at least 1.
     """
-    sides = tuple(grid) if isinstance(grid, (tuple, list)) else ()
-    if not 1 <= len(sides) <= 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):
+    if not is_grid(grid):
         raise InputError(f"fix() takes a pooled grid of one to three integers of at least 1, such as (8, 8), not {grid!r}.")
-    return sides
+    return tuple(grid)  # type: ignore[arg-type]
 
 
 def _described(value: object) -> str:

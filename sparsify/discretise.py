@@ -12,9 +12,14 @@ from .errors import PolicyError
 _SAMPLES = 1000  # of a continuous range of timesteps
 
 
+def is_discrete(timesteps: float) -> bool:
+    """Whether timesteps up to T are whole numbers: T is one, above 1."""
+    return is_number(timesteps) and timesteps == int(timesteps) and timesteps > 1
+
+
 def sampled(timesteps: float) -> list[float]:
     """Every whole timestep below T, or points of a continuous range [0, T] with its ends."""
-    if is_number(timesteps) and timesteps == int(timesteps) and timesteps > 1:
+    if is_discrete(timesteps):
         return list(range(int(timesteps)))
     return [timesteps * index / (_SAMPLES - 1) for index in range(_SAMPLES)]
 

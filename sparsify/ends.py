@@ -28,7 +28,7 @@ def checked_end(name: str, end: object) -> End:
         PolicyError: it is neither a rate in [0, 1) nor one to three integers of at least 1.
     """
     if isinstance(end, (tuple, list)):
-        if not 1 <= len(end) <= 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in end):
+        if not is_grid(end):
             raise PolicyError(f"Density.{name} is {end!r}; a pooled grid is one to three integers of at least 1.")
         return tuple(end)
     if isinstance(end, bool) or not isinstance(end, (int, float)):
@@ -78,3 +78,12 @@ def plain(end: End) -> float | list[int]:
 def is_number(value: object) -> bool:
     """Whether a value is a number, and neither a truth value nor nan."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def is_grid(value: object) -> bool:
+    """Whether a value can be a pooled grid: one to three integers of at least 1, as a tuple or a list."""
+    return (
+        isinstance(value, (tuple, list))
+        and 1 <= len(value) <= 3
+        and all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in value)
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import torch
 from torch import fx
 
 from .errors import RewriteError
-from .program import Program
+from .program import Program, block_behind
 from .shapes import Size, shape_of, size_of
 from .sizes import binding
 
@@ -197,13 +196,9 @@ class Layouts:
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         """Where a node's rows come from; for a block's result, the input that it is the next version of."""
-        if "body" in node.meta:
-            body = self._program.body_of(node)
-            return [node.args[position] for position in body.updates[:1]]  # type: ignore[misc]
-        source = node.args[0] if node.args else None
-        if node.target is operator.getitem and isinstance(source, fx.Node) and "body" in source.meta:
-            body = self._program.body_of(source)
-            return [source.args[body.updates[int(node.args[1])]]]  # type: ignore[list-item,arg-type]
+        block, output = block_behind(node)
+        if block is not None:
+            return [block.args[self._program.body_of(block).updates[output]]]  # type: ignore[list-item]
         return node.all_input_nodes
 
 

@@ -7,6 +7,7 @@ model is. ``node.meta["body"]`` names the body of a block's node.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -242,3 +243,13 @@ class Program:
         if len(results) > 1:
             for user in node.users:
                 user.meta["val"] = results[user.args[1]]  # type: ignore[index]
+
+
+def block_behind(node: fx.Node) -> tuple[fx.Node | None, int]:
+    """The block whose result a node of the outer graph is, if it is one, and which of its results."""
+    if "body" in node.meta:
+        return node, 0
+    source = node.args[0] if node.args else None
+    if node.target is operator.getitem and isinstance(source, fx.Node) and "body" in source.meta:
+        return source, int(node.args[1])  # type: ignore[arg-type]
+    return None, 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .density import Density
+from .discretise import is_discrete
 from .ends import Grid
 from .errors import InputError
 
@@ -72,6 +73,6 @@ class TimestepSampler:
 
     def _uniform(self, count: int, generator: torch.Generator) -> torch.Tensor:
         last = self._density.timesteps
-        if last > 1 and last == int(last):
+        if is_discrete(last):
             return torch.randint(int(last), (count,), generator=generator)
         return torch.rand(count, generator=generator) * last

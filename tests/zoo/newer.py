@@ -6,44 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from .entry import Entry, noise
-from .images_2 import build
+from .packed import CHANNELS, CONTEXT, GRIDS, HEAD, HEADS, TEXT, _ids, _maker, _packed, _present
 
-GRIDS = ((6, 8), (4, 10))
-CHANNELS, CONTEXT, TEXT, HEADS, HEAD = 20, 36, 7, 3, 16
 AXES = (4, 6, 6)
-
-
-def _maker(name: str, **config: Any) -> Callable[[], nn.Module]:
-    return lambda: build(name, **config)
-
-
-def _ids(size: int, axes: int = 3) -> torch.Tensor:
-    """Where each packed token stands: an index of the image, then row and column."""
-    h, w = GRIDS[size]
-    ids = torch.zeros(h, w, axes)
-    ids[..., 1] += torch.arange(h)[:, None]
-    ids[..., 2] += torch.arange(w)[None]
-    return ids.flatten(0, 1)
-
-
-def _present(batch: int) -> torch.Tensor:
-    """Which tokens of the text are there; the last prompt is shorter."""
-    present = torch.ones(batch, TEXT, dtype=torch.bool)
-    present[-1, 5:] = False
-    return present
-
-
-def _packed(batch: int, size: int, time: float = 0.5) -> dict[str, Any]:
-    h, w = GRIDS[size]
-    return {
-        "hidden_states": noise(batch, h * w, CHANNELS, seed=1),
-        "encoder_hidden_states": noise(batch, TEXT, CONTEXT, seed=2),
-        "timestep": torch.full((batch,), time),
-        "return_dict": False,
-    }
 
 
 def _image(batch: int, size: int, channels: int, patch: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from .entry import Entry, noise
 from .images_2 import build
-from .videos import CHANNELS, CONTEXT, GRIDS, HEAD, HEADS, PATCH, TEXT, _latents, _tables, _text
+from .videos import CHANNELS, CONTEXT, GRIDS, HEAD, HEADS, PATCH, TEXT, _latents, _present, _tables, _text
 
 WIDTH = HEADS * HEAD
 LENGTH = 10  # of the sound that goes with a video
@@ -27,12 +27,10 @@ def _joy(batch: int, size: int) -> dict[str, Any]:
 def _joy_plus(batch: int, size: int) -> dict[str, Any]:
     """Patches of one target, as its pipeline packs them."""
     t, h, w = GRIDS[size]
-    present = torch.ones(batch, TEXT)
-    present[-1, 5:] = 0
     return {
         **_joy(batch, size),
         "hidden_states": noise(batch, t * h * w, CHANNELS, 1, PATCH, PATCH, seed=1),
-        "encoder_hidden_states_mask": present,
+        "encoder_hidden_states_mask": _present(batch),
         "shape_list": [[(t, h, w)]] * batch,
     }
 

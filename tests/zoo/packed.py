@@ -35,6 +35,13 @@ def _ids(size: int, axes: int = 3) -> torch.Tensor:
     return ids.flatten(0, 1)
 
 
+def _present(batch: int) -> torch.Tensor:
+    """Which tokens of the text are there; the last prompt is shorter."""
+    present = torch.ones(batch, TEXT, dtype=torch.bool)
+    present[-1, 5:] = False
+    return present
+
+
 def _packed(batch: int, size: int, time: float = 0.5) -> dict[str, Any]:
     h, w = GRIDS[size]
     return {
@@ -66,9 +73,7 @@ def _bria(batch: int, size: int) -> dict[str, Any]:
 
 
 def _qwen(batch: int, size: int) -> dict[str, Any]:
-    present = torch.ones(batch, TEXT, dtype=torch.bool)
-    present[-1, 5:] = False
-    return {**_packed(batch, size), "encoder_hidden_states_mask": present, "img_shapes": [[(1, *GRIDS[size])]] * batch}
+    return {**_packed(batch, size), "encoder_hidden_states_mask": _present(batch), "img_shapes": [[(1, *GRIDS[size])]] * batch}
 
 
 def _given(size: int) -> dict[str, Any]:
