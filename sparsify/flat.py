@@ -1,0 +1,106 @@
+"""One flat graph of a whole sparse program, for targets that compile a model ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .errors import LoweringError
+from .portable import pool_tokens_portably
+from .ops import pool_tokens
+from .program import DENSITY, GRID, Body, Program
+
+CARRIER = "pooled_grid"
+
+
+def flat_module(program: Program, root: nn.Module) -> fx.GraphModule:
+    """The program as one graph of operators, with every block written out and nothing decided while it runs.
+
+    The dense grid is fixed to that of the capture. The pooled grid comes in as the *sizes* of one more input, behind the
+    others: compilers treat sizes as open numbers everywhere, and a size is never read from a device.
+
+    Args:
+        program: captured as a whole and rewritten.
+        root: the sparse model; the graph uses its parameters, not copies.
+
+    Returns:
+        A module from flat inputs, and a tensor of the pooled grid's shape if there is a density, to a tuple of tensors.
+
+    Raises:
+        LoweringError: the model runs in place, so that there is no graph of the whole.
+    """
+    if program.in_place:
+        raise LoweringError(
+            f"this model could not be captured as one graph ({program.way}), so only its blocks can be compiled: "
+            f"use the target 'inductor'."
+        )
+    flat = _Flattener(program)
+    flat.run()
+    module = fx.GraphModule(nn.Module(), fx.Graph(), class_name="FlatSparseModel")
+    module._modules, module._parameters, module._buffers = root._modules, root._parameters, root._buffers
+    module.__dict__.update(flat.constants)
+    module.graph = flat.graph
+    return module
+
+
+class _Flattener:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.graph = fx.Graph()
+        self.constants: dict[str, Any] = dict(program.constants)
+        self._values: dict[fx.Node, Any] = {}
+
+    def run(self) -> None:
+        for node in self.program.placeholders:
+            self._values[node] = self.graph.placeholder(node.name)
+        density = self.program.density_node
+        if density is not None:
+            carrier = self.graph.placeholder(CARRIER)
+            sides = tuple(self.graph.call_function(torch.ops.aten.sym_size.int, (carrier, i)) for i in range(len(density.args) - 1))
+            self._values[density] = sides
+        for node in self.program.graph.find_nodes(op="call_module", target=GRID):
+            self._values[node] = self.program.grid_hint
+        for node in self.program.graph.nodes:
+            if node not in self._values:
+                self._values[node] = self._outer(node)
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+
+    def _outer(self, node: fx.Node) -> Any:
+        if "body" in node.meta:
+            body = self.program.body_of(node)
+            return self._inline(body, str(node.target), [self._of(argument) for argument in node.args])
+        if node.op == "call_function" and isinstance(source := node.args[0] if node.args else None, fx.Node):
+            if isinstance(value := self._values[source], tuple):  # one result of a block, or one side of a grid
+                return value[node.args[1]]  # type: ignore[index]
+        return self._copied(node, self._of, "")
+
+    def _of(self, argument: Any) -> Any:
+        return fx.node.map_arg(argument, self._values.__getitem__)
+
+    def _inline(self, body: Body, path: str, arguments: list[Any]) -> Any:
+        values: dict[fx.Node, Any] = dict(zip(body.placeholders, arguments, strict=True))
+        result: Any = None
+        for node in body.graph.nodes:
+            if node.op == "output":
+                result = fx.node.map_arg(node.args[0], values.__getitem__)
+            elif node.op == "get_attr" and node.target in body.constants:
+                name = f"{body.name}_{node.target}".replace(".", "_")
+                self.constants[name] = body.constants[node.target]
+                values[node] = self.graph.create_node("get_attr", name)
+            elif node not in values:
+                values[node] = self._copied(node, lambda argument: fx.node.map_arg(argument, values.__getitem__), f"{path}.")
+        return tuple(result) if isinstance(result, (tuple, list)) else result
+
+    def _copied(self, node: fx.Node, of: Callable[[Any], Any], prefix: str) -> Any:
+        if node.op == "output":
+            return self.graph.output(of(node.args[0]))
+        target = node.target
+        if node.op == "get_attr":
+            target = f"{prefix}{node.target}"
+        elif target is pool_tokens:
+            target = pool_tokens_portably
+        return self.graph.create_node(node.op, target, of(node.args), of(node.kwargs), name=node.name)
