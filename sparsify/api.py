@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from .calls import split_inputs
 from .errors import GridError, InputError, PolicyError, RewriteError
 from .policy import Policy
 from .runtime import SparseModel
@@ -57,7 +58,7 @@ def sparsify(
         raise InputError(f"verify is {verify!r}; it must be 'standard' or 'full'.")
     sparse = SparseModel(model, Request(policy, None if grid is None else tuple(grid), timestep, verify))
     if example_inputs is not None:
-        args, kwargs = _split(example_inputs)
+        args, kwargs = split_inputs(example_inputs)
         sparse.capture(args, kwargs)
     return sparse
 
@@ -69,15 +70,3 @@ def _check_policy(policy: Any) -> None:
             f"policy is a {type(wrong[0]).__name__}, or holds one; it must be a Policy, such as Policy.auto(), or a mapping from chains "
             f"of blocks to one each, such as {{'transformer_blocks': Policy.auto()}}."
         )
-
-
-def _split(example_inputs: Any) -> tuple[Sequence[Any], dict[str, Any]]:
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, torch.Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    raise InputError(
-        f"example_inputs is a {type(example_inputs).__name__}; it must be a tuple of inputs or a dict of keyword inputs."
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,11 +14,11 @@ from torch.utils import _pytree as pytree
 from .errors import ConstantError, InputError
 
 
-class _TENSOR:
+class TENSOR:
     """Stands for "a tensor goes here" among the constants; a class, because deep copies keep its identity."""
 
 
-class _SIZE:
+class SIZE:
     """Stands for "an integer goes here that may be a size", such as the height of the latent."""
 
 
@@ -58,7 +58,7 @@ class CallSpec:
     @property
     def has_sizes(self) -> bool:
         """Whether any integer is left open."""
-        return any(constant is _SIZE for constant in self.constants)
+        return any(constant is SIZE for constant in self.constants)
 
     def flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Leaf]:
         """The flat inputs of another call.
@@ -75,14 +75,14 @@ class CallSpec:
         inputs: list[Leaf] = []
         for leaf, constant, name in zip(leaves, self.constants, self.names, strict=True):
             is_tensor = isinstance(leaf, torch.Tensor)
-            if is_tensor != (constant is _TENSOR):
+            if is_tensor != (constant is TENSOR):
                 raise InputError(
                     f"input {name} is {_describe(leaf)} but was {_describe(constant)} when the model was captured. "
                     f"Call sparsify again with example_inputs of this form."
                 )
-            if is_tensor or (constant is _SIZE and _is_size(leaf)):
+            if is_tensor or (constant is SIZE and _is_size(leaf)):
                 inputs.append(leaf)
-            elif constant is _SIZE or not _same(leaf, constant):
+            elif constant is SIZE or not _same(leaf, constant):
                 raise ConstantError(f"input {name} is {_describe(leaf)} but was {_describe(constant)} at capture.")
         return inputs
 
@@ -122,13 +122,30 @@ class OutputSpec:
     def of(cls, output: Any) -> tuple[OutputSpec, list[torch.Tensor]]:
         """The nesting of ``output`` and the tensors in it."""
         leaves, spec = pytree.tree_flatten(output)
-        constants = tuple(_TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+        constants = tuple(TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
         return cls(spec, constants), [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     def unflatten(self, tensors: Sequence[Any]) -> Any:
         """What the module returns, carrying ``tensors``."""
         rest = iter(tensors)
-        return pytree.tree_unflatten([next(rest) if c is _TENSOR else c for c in self.constants], self.spec)
+        return pytree.tree_unflatten([next(rest) if c is TENSOR else c for c in self.constants], self.spec)
+
+
+def split_inputs(example_inputs: Any) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Positional and keyword arguments out of what a caller gives as example inputs.
+
+    Raises:
+        InputError: it is no tuple, dict or tensor.
+    """
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    raise InputError(
+        f"example_inputs is a {type(example_inputs).__name__}; it must be a tuple of inputs or a dict of keyword inputs."
+    )
 
 
 def _bind(signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +158,7 @@ def _bind(signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, A
 
 
 def _is_open(constant: Any) -> bool:
-    return constant is _TENSOR or constant is _SIZE
+    return constant is TENSOR or constant is SIZE
 
 
 def _is_size(leaf: Any) -> bool:
@@ -151,8 +168,8 @@ def _is_size(leaf: Any) -> bool:
 def _kind(leaf: Any, sizes: bool) -> Any:
     """The leaf itself where it is a constant."""
     if isinstance(leaf, torch.Tensor):
-        return _TENSOR
-    return _SIZE if sizes and _is_size(leaf) else leaf
+        return TENSOR
+    return SIZE if sizes and _is_size(leaf) else leaf
 
 
 def _same(leaf: Any, constant: Any) -> bool:
@@ -160,8 +177,8 @@ def _same(leaf: Any, constant: Any) -> bool:
 
 
 def _describe(leaf: Any) -> str:
-    if leaf is _TENSOR or isinstance(leaf, torch.Tensor):
+    if leaf is TENSOR or isinstance(leaf, torch.Tensor):
         return "a tensor"
-    if leaf is _SIZE:
+    if leaf is SIZE:
         return "an integer above 1"
     return f"{leaf!r} ({type(leaf).__name__})"

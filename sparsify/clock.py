@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -55,6 +57,40 @@ class DensityModule(nn.Module):
                 stacklevel=2,
             )
         return timesteps or [self.density.noise]
+
+
+class Timed:
+    """What has a density: its host can say what time it is."""
+
+    _clock: Clock
+
+    def _density(self) -> Density:
+        """The schedule behind the pooled grids; an InputError where there is none."""
+        raise NotImplementedError
+
+    @contextmanager
+    def at(self, timestep: float) -> Iterator[Self]:
+        """Within this context the density takes ``timestep`` from the host; no call waits for a device to read its own.
+
+        Raises:
+            InputError: ``timestep`` is no number in the density's range, or this model has no density.
+        """
+        before = self._clock.timestep
+        self._clock.timestep = checked_timestep(timestep, self._density())
+        try:
+            yield self
+        finally:
+            self._clock.timestep = before
+
+    def fix(self, grid: Grid | None) -> Self:
+        """Use this pooled grid at every timestep, whatever the density says; ``None`` gives the density its say again."""
+        self._density()
+        self._clock.grid = None if grid is None else checked_grid(grid)
+        return self
+
+    def step_callback(self) -> StepCallback:
+        """For ``callback_on_step_end`` of a diffusers pipeline: the host tells the timestep of each step after the first."""
+        return StepCallback(self._clock, self._density())
 
 
 class StepCallback:

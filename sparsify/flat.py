@@ -8,26 +8,30 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .ends import Grid
 from .errors import LoweringError
-from .portable import pool_tokens_portably
 from .ops import pool_tokens
-from .program import DENSITY, GRID, Body, Program
+from .portable import pool_tokens_portably
+from .program import GRID, Body, Program
+from .shapes import size_of
 
 CARRIER = "pooled_grid"
 
 
-def flat_module(program: Program, root: nn.Module) -> fx.GraphModule:
+def flat_module(program: Program, root: nn.Module, pooled: Grid | None = None) -> fx.GraphModule:
     """The program as one graph of operators, with every block written out and nothing decided while it runs.
 
-    The dense grid is fixed to that of the capture. The pooled grid comes in as the *sizes* of one more input, behind the
-    others: compilers treat sizes as open numbers everywhere, and a size is never read from a device.
+    The dense grid, and integers among the inputs, are fixed to those of the capture. Unless ``pooled`` fixes it too, the
+    pooled grid comes in as the *sizes* of one more input, behind the others: compilers treat sizes as open numbers
+    everywhere, and a size is never read from a device.
 
     Args:
         program: captured as a whole and rewritten.
         root: the sparse model; the graph uses its parameters, not copies.
+        pooled: the one pooled grid to write down.
 
     Returns:
-        A module from flat inputs, and a tensor of the pooled grid's shape if there is a density, to a tuple of tensors.
+        A module from the flat input tensors, and a tensor of the pooled grid's shape if that is open, to a tuple of tensors.
 
     Raises:
         LoweringError: the model runs in place, so that there is no graph of the whole.
@@ -37,7 +41,7 @@ def flat_module(program: Program, root: nn.Module) -> fx.GraphModule:
             f"this model could not be captured as one graph ({program.way}), so only its blocks can be compiled: "
             f"use the target 'inductor'."
         )
-    flat = _Flattener(program)
+    flat = _Flattener(program, pooled)
     flat.run()
     module = fx.GraphModule(nn.Module(), fx.Graph(), class_name="FlatSparseModel")
     module._modules, module._parameters, module._buffers = root._modules, root._parameters, root._buffers
@@ -47,20 +51,19 @@ def flat_module(program: Program, root: nn.Module) -> fx.GraphModule:
 
 
 class _Flattener:
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, pooled: Grid | None) -> None:
+        self.program, self.pooled = program, pooled
         self.graph = fx.Graph()
         self.constants: dict[str, Any] = dict(program.constants)
         self._values: dict[fx.Node, Any] = {}
 
     def run(self) -> None:
         for node in self.program.placeholders:
-            self._values[node] = self.graph.placeholder(node.name)
-        density = self.program.density_node
-        if density is not None:
-            carrier = self.graph.placeholder(CARRIER)
-            sides = tuple(self.graph.call_function(torch.ops.aten.sym_size.int, (carrier, i)) for i in range(len(density.args) - 1))
-            self._values[density] = sides
+            value = node.meta["val"]
+            is_tensor = isinstance(value, torch.Tensor)
+            self._values[node] = self.graph.placeholder(node.name) if is_tensor else self.program.hint(size_of(value))
+        if (density := self.program.density_node) is not None:
+            self._values[density] = self._pooled_sides(len(density.args) - 1) if self.pooled is None else self.pooled
         for node in self.program.graph.find_nodes(op="call_module", target=GRID):
             self._values[node] = self.program.grid_hint
         for node in self.program.graph.nodes:
@@ -68,6 +71,10 @@ class _Flattener:
                 self._values[node] = self._outer(node)
         self.graph.eliminate_dead_code()
         self.graph.lint()
+
+    def _pooled_sides(self, rank: int) -> tuple[fx.Node, ...]:
+        carrier = self.graph.placeholder(CARRIER)
+        return tuple(self.graph.call_function(torch.ops.aten.sym_size.int, (carrier, axis)) for axis in range(rank))
 
     def _outer(self, node: fx.Node) -> Any:
         if "body" in node.meta:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from .calls import Leaf
-from .clock import Clock, DensityModule, StepCallback, checked_grid, checked_timestep
+from .calls import Leaf, split_inputs
+from .clock import Clock, DensityModule, Timed
 from .density import Density
-from .ends import Grid
 from .errors import CaptureError, ConstantError, GridError, InputError, NotCapturedError, RewriteError
 from .full_check import check_fully
 from .in_place_run import InPlace
@@ -42,7 +40,7 @@ class GridModule(nn.Module):
         return sides
 
 
-class SparseModel(nn.Module):
+class SparseModel(Timed, nn.Module):
     """A model in sparse form, called like the model.
 
     It holds the model's own parameters and buffers under their own names, and the restore layers under
@@ -118,29 +116,21 @@ class SparseModel(nn.Module):
         """What was done to which block, and what it saves."""
         return self._captured().report
 
-    @contextmanager
-    def at(self, timestep: float) -> Iterator[SparseModel]:
-        """Within this context the density takes ``timestep`` from the host; no call waits for a device to read its own.
+    def stage_for(self, example_inputs: Any = None) -> tuple[Stage, list[Leaf]]:
+        """The capture that covers a call, given as for ``sparsify``, and its flat inputs; the latest capture without one.
 
         Raises:
-            InputError: ``timestep`` is no number in the density's range, or this model has no density.
+            InputError: the latest capture was for another mode, dtype or device than the model has now.
         """
-        before = self._clock.timestep
-        self._clock.timestep = checked_timestep(timestep, self._density())
-        try:
-            yield self
-        finally:
-            self._clock.timestep = before
-
-    def fix(self, grid: Grid | None) -> SparseModel:
-        """Use this pooled grid at every timestep, whatever the density says; ``None`` gives the density its say again."""
-        self._density()
-        self._clock.grid = None if grid is None else checked_grid(grid)
-        return self
-
-    def step_callback(self) -> StepCallback:
-        """For ``callback_on_step_end`` of a diffusers pipeline: the host tells the timestep of each step after the first."""
-        return StepCallback(self._clock, self._density())
+        if example_inputs is None:
+            stage = self._captured()
+            if (stage.mode, stage.kind) != (self._mode, kind_of(self)):
+                raise InputError("the model has been moved or switched between modes since its last call; give example_inputs.")
+            return stage, list(stage.example)
+        args, kwargs = split_inputs(example_inputs)
+        if not self._stages:
+            self.capture(args, kwargs)
+        return self._stage_for(args, kwargs)
 
     def _density(self) -> Density:
         if (density := self._captured().program.density) is None:

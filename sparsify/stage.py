@@ -49,6 +49,7 @@ class Stage:
     Attributes:
         mode: training (True) or evaluation (False), or None for a mixture, as the model came.
         kind: dtype and device of the parameters.
+        example: the flat inputs it was captured with.
         sizes: set where the rewrite holds for one resolution only; shapes of the inputs without their batch axis.
     """
 
@@ -58,6 +59,7 @@ class Stage:
     report: Report
     mode: bool | None
     kind: object
+    example: tuple[Leaf, ...]
     sizes: tuple[object, ...] | None
 
     @functools.cached_property
@@ -107,7 +109,7 @@ def build_stage(
     sizes = None if pools or not plan.rewrites else _sizes(inputs)
     if program.in_place:  # what the model's own code does with other sizes is not known
         sizes = tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else x for x in inputs)
-    return Stage(program, plan, guards, report, mode, kind, sizes)
+    return Stage(program, plan, guards, report, mode, kind, tuple(inputs), sizes)
 
 
 def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Program, list[Leaf], list[Leaf]]:

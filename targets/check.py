@@ -1,0 +1,82 @@
+"""Compare what a target computes with the eager sparse model, at every pooled grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..ends import Grid
+from ..errors import LoweringError
+from ..runtime import SparseModel
+from .exported import every_grid
+
+# Of the largest output. Below float32 both sides round, each in its own order of operations.
+TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest difference to eager at one pooled grid, absolute, beside the largest output."""
+
+    grid: Grid | None
+    error: float
+    scale: float
+    dtype: torch.dtype
+
+    @property
+    def relative(self) -> float:
+        """Relative to the largest output, or to 1 where that is smaller."""
+        return self.error / max(1.0, self.scale)
+
+
+def differences(sparse: SparseModel, lowered: Callable[..., Any], example_inputs: Any = None) -> list[Difference]:
+    """How far ``lowered`` is from ``sparse`` on one call, at every pooled grid of the density, finest first."""
+    stage, inputs = sparse.stage_for(example_inputs)
+    args, kwargs = stage.program.call.unflatten(inputs)
+    density = stage.program.density
+    grids = (None,) if density is None else every_grid(density, stage.program.grid_hint)
+    found = []
+    for grid in grids:
+        with torch.no_grad():
+            want, got = (_at(run, grid, args, kwargs) for run in (sparse, lowered))
+        pairs = list(zip(_tensors(want), _tensors(got), strict=True))
+        error = max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+        scale = max(float(a.double().abs().max()) for a, _ in pairs)
+        found.append(Difference(grid, error, scale, pairs[0][0].dtype))
+    return found
+
+
+def check(sparse: SparseModel, lowered: Callable[..., Any], example_inputs: Any = None) -> list[Difference]:
+    """As :func:`differences`.
+
+    Raises:
+        LoweringError: one is larger than rounding explains, or not a number.
+    """
+    found = differences(sparse, lowered, example_inputs)
+    for difference in found:
+        if not difference.relative <= TOLERANCES.get(difference.dtype, 1e-4):
+            raise LoweringError(
+                f"the lowered model differs from eager by {difference.error:.1e} at the pooled grid {difference.grid}, of outputs up "
+                f"to {difference.scale:.1e}; {difference.dtype} allows {TOLERANCES.get(difference.dtype, 1e-4):.0e} of that."
+            )
+    return found
+
+
+def _at(run: Any, grid: Grid | None, args: Any, kwargs: Any) -> Any:
+    if grid is None:
+        return run(*args, **kwargs)
+    before = run._clock.grid
+    try:
+        return run.fix(grid)(*args, **kwargs)
+    finally:
+        run._clock.grid = before
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    if isinstance(output, dict):  # a result read from a file is no pytree node
+        output = list(output.values())
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
