@@ -17,6 +17,7 @@ from ..runtime import SparseModel
 from .artifact import Artifact
 from .exported import Exported, exported, grids_for
 from .package import Package, read_package, write_package
+from .quiet import quiet
 
 Shapes = Literal["dynamic", "per_grid"]
 _WEIGHTS_APART = {"aot_inductor.package": True, "aot_inductor.package_constants_in_so": False}
@@ -107,8 +108,8 @@ def _name(grid: Grid | None) -> str:
 
 def _compiled(program: Exported, options: Mapping[str, Any]) -> list[Any]:
     """The files that Inductor makes of one program, without its weights."""
-    module = program.program.module()
-    files = torch._inductor.aot_compile(module, program.example, options={**options, **_WEIGHTS_APART})
+    with quiet():
+        files = torch._inductor.aot_compile(program.program.module(), program.example, options={**options, **_WEIGHTS_APART})
     return list(files)  # type: ignore[arg-type]  # a list of files where a package is asked for
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +21,7 @@ from .exported import Exported, exported, grids_for
 from .interface import BATCH, Interface
 from .interface_text import interface_from_dict, interface_to_dict
 from .onnx_weights import save_with_shared_weights
+from .quiet import quiet
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -145,7 +144,7 @@ def _session(path: Path, providers: Sequence[str] | None) -> Any:
 
 def _onnx_model(program: Exported, interface: Interface, opset: int) -> ir.Model:
     """The graph in memory, its open sizes under names that say what they are."""
-    with _quiet():
+    with quiet():
         try:
             made = torch.onnx.export(
                 program.program, dynamo=True, opset_version=opset, verbose=False, optimize=True, external_data=False
@@ -185,15 +184,3 @@ def _names_of_sizes(program: Exported) -> dict[str, str]:
     if program.sides:
         names |= {str(users[-1].meta["val"].shape[axis]): name for axis, (name, _, _) in program.sides.items()}
     return names
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's remarks on packages that are not installed and that nothing here needs."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

@@ -111,8 +111,6 @@ def read_package(path: Path) -> Package:
                 )
             weights = load(archive.read(root + _WEIGHTS))
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, LoweringError):
-            raise
         raise LoweringError(
             f"{path} is truncated or damaged ({type(error).__name__}: {error}). Lower the model again."
         ) from error

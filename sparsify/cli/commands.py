@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
@@ -24,6 +23,7 @@ from ..runtime import SparseModel
 from ..targets import lower
 from ..text import program_text
 from .sources import load_model, load_policy
+from .words import console
 
 _IDENTITY_TOLERANCE = 1e-6
 
@@ -55,10 +55,10 @@ def inspect(arguments: argparse.Namespace) -> None:
     table = Table(show_header=False)
     for key, value in (found | {"policy": str(policy)}).items():
         table.add_row(key.replace("_", " "), str(value).replace("[", r"\["))
-    console = _console()
-    console.print(table)
+    out = console()
+    out.print(table)
     if arguments.graph:
-        console.print(program_text(program), markup=False, highlight=False, soft_wrap=True)
+        out.print(program_text(program), markup=False, highlight=False, soft_wrap=True)
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -69,7 +69,7 @@ def report(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(sparse.report().to_json())
     else:
-        _console().print(sparse.report())
+        console().print(sparse.report())
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -84,52 +84,46 @@ def bench(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(result.to_json())
     else:
-        _console().print(result)
+        console().print(result)
 
 
 def demo(arguments: argparse.Namespace) -> None:
     """A real-size DiT-XL/2: build, sparsify, check the identity, report, time, draw."""
-    console = _console()
+    out = console()
     torch.manual_seed(0)
-    with console.status("building DiT-XL/2 for 512x512 images: 28 blocks, width 1152, 750 M parameters"):
+    with out.status("building DiT-XL/2 for 512x512 images: 28 blocks, width 1152, 750 M parameters"):
         model, inputs = dit("DiT-XL/2", 512)
         if arguments.checkpoint is not None:
             _load(model, arguments.checkpoint)
     weights = "random weights" if arguments.checkpoint is None else str(arguments.checkpoint)
-    console.print(f"[bold]1.[/] built DiT-XL/2 for 512x512 images: 28 blocks, {weights}")
+    out.print(f"[bold]1.[/] built DiT-XL/2 for 512x512 images: 28 blocks, {weights}")
 
     policy = Policy.paper("DiT-XL/2", 512)
     started = time.perf_counter()
     sparse = sparsify(model, policy, example_inputs=inputs)
-    console.print(f"[bold]2.[/] sparsified it with the paper's policy in {time.perf_counter() - started:.1f} s")
+    out.print(f"[bold]2.[/] sparsified it with the paper's policy in {time.perf_counter() - started:.1f} s")
 
-    with console.status("checking that the dense policy reproduces the model"), torch.no_grad():
+    with out.status("checking that the dense policy reproduces the model"), torch.no_grad():
         same = sparsify(model, Policy.dense(), example_inputs=inputs)
         difference = float((same(**inputs).sample - model(**inputs).sample).abs().max())
     if difference > _IDENTITY_TOLERANCE:
         raise InputError(f"the dense policy differs from the model by {difference:.1e}, more than {_IDENTITY_TOLERANCE:.0e}.")
-    console.print(f"[bold]3.[/] the dense policy reproduces the model: largest difference {difference:.1e}")
+    out.print(f"[bold]3.[/] the dense policy reproduces the model: largest difference {difference:.1e}")
 
-    console.print("[bold]4.[/] what became of each block:")
-    console.print(sparse.report())
-    console.print("[bold]5.[/] measured, eager on both sides:")
-    console.print(_with_progress(model, sparse, inputs, arguments.rounds, None, None, quiet=False))
+    out.print("[bold]4.[/] what became of each block:")
+    out.print(sparse.report())
+    out.print("[bold]5.[/] measured, eager on both sides:")
+    out.print(_with_progress(model, sparse, inputs, arguments.rounds, None, None, quiet=False))
     picture = draw(sparse.report(), _density(sparse), arguments.out / "tokens.png")
-    console.print(f"[bold]6.[/] drew tokens per block over the timesteps, before and after: {picture}")
-
-
-def _console(stderr: bool = False) -> Console:
-    """As wide as the terminal, and wide enough for the tables where the output goes to a file."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=118)
+    out.print(f"[bold]6.[/] drew tokens per block over the timesteps, before and after: {picture}")
 
 
 def _sparsified(arguments: argparse.Namespace) -> tuple[nn.Module, SparseModel, dict[str, Any]]:
     policy = load_policy(arguments.policy)
-    console = _console(stderr=True)
-    with console.status(f"building {arguments.model}"):
+    errors = console(stderr=True)
+    with errors.status(f"building {arguments.model}"):
         model, inputs = load_model(arguments.model, arguments.kwargs, arguments.config, arguments.inputs, arguments.device)
-    with console.status("capturing and rewriting"):
+    with errors.status("capturing and rewriting"):
         try:
             sparse = sparsify(model, policy, example_inputs=inputs, grid=arguments.grid, timestep=arguments.timestep)
         except (RuntimeError, ValueError, TypeError) as error:
@@ -153,7 +147,7 @@ def _with_progress(
         TextColumn("{task.completed}/{task.total} calls"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=_console(stderr=True), disable=quiet, transient=True) as progress:
+    with Progress(*columns, console=console(stderr=True), disable=quiet, transient=True) as progress:
         task = progress.add_task("timing", total=calls)
         return run_bench(model, sparse, inputs, rounds, dense_run, sparse_run, lambda: progress.advance(task))
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SparsifyError
-from . import commands
+from . import commands, lowering
+from .words import a_batch, a_count, a_grid, some_grids
 
 _EXAMPLES = """examples:
   sparsify inspect sparsify.models:dit
@@ -21,8 +22,21 @@ _EXAMPLES = """examples:
       a diffusers class with a config file
   sparsify bench sparsify.models:dit --kwargs '{"name": "DiT-B/2", "resolution": 256}' --compile
       dense against sparse, interleaved in one process
+  sparsify lower sparsify.models:dit --policy paper:DiT-XL/2@512 --target aot_inductor --out dit.pt2
+      one file that runs without the model's code; sparsify lower --help has more
   sparsify demo
       all of it on a real-size DiT-XL/2
+"""
+
+_LOWER_EXAMPLES = """examples:
+  sparsify lower --available
+      which targets work here, and what the others need
+  sparsify lower sparsify.models:dit --policy paper:DiT-XL/2@512 --target aot_inductor --out dit.pt2 --batch 2-16
+      a package for every pooled grid and batch sizes from 2 to 16
+  sparsify lower sparsify.models:dit --kwargs '{"name": "DiT-B/2", "resolution": 256}' --target onnx --out dit.onnx
+      ONNX for onnxruntime or TensorRT, with an open number of tokens
+  sparsify lower my_package.my_model:make_model --target onnx --shapes per_grid --grids 10x10,6x6 --out model.onnx
+      your own model, one graph for each of two grids; the weights are stored once
 """
 
 
@@ -61,18 +75,35 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = sub.add_parser("bench", help="time dense against sparse", epilog=_EXAMPLES, formatter_class=form)
     _model_arguments(bench, device="cpu")
-    bench.add_argument("--rounds", type=_positive, default=5, help="timed calls of each, interleaved (default 5)")
+    bench.add_argument("--rounds", type=a_count, default=5, help="timed calls of each, interleaved (default 5)")
     bench.add_argument("--compile", action="store_true", help="torch.compile both sides")
     bench.set_defaults(run=commands.bench)
+
+    lower = sub.add_parser("lower", help="compile a model into a file", epilog=_LOWER_EXAMPLES, formatter_class=form)
+    _model_arguments(lower, device="cpu")
+    _lowering_arguments(lower)
+    lower.set_defaults(run=lowering.lower_to_file)
 
     demo = sub.add_parser("demo", help="a real-size DiT-XL/2 at 512x512, end to end", epilog=_EXAMPLES, formatter_class=form)
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture (default out)")
     demo.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="safetensors of a diffusers DiT-XL/2-512; random weights without"
     )
-    demo.add_argument("--rounds", type=_positive, default=2, help="timed calls of each, interleaved (default 2)")
+    demo.add_argument("--rounds", type=a_count, default=2, help="timed calls of each, interleaved (default 2)")
     demo.set_defaults(run=commands.demo)
     return parser
+
+
+def _lowering_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", default="aot_inductor", help="aot_inductor, onnx or tensorrt (default aot_inductor)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write: .pt2, .onnx or .ep (default model.*)")
+    parser.add_argument("--shapes", help="dynamic or per_grid; profiles or per_grid for tensorrt (default the first)")
+    parser.add_argument("--grids", type=some_grids, metavar="HxW,...", help="pooled grids (default those of the policy)")
+    parser.add_argument("--batch", type=a_batch, metavar="N-M", help="batch sizes to serve (default that of the inputs)")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "fp16", "bf16"), help="of the model (default fp32)")
+    parser.add_argument("--opset", type=a_count, help="of ONNX")
+    parser.add_argument("--no-check", action="store_true", help="do not compare the result with the eager model")
+    parser.add_argument("--available", action="store_true", help="only say which targets work here")
 
 
 def _model_arguments(parser: argparse.ArgumentParser, device: str) -> None:
@@ -89,20 +120,7 @@ def _model_arguments(parser: argparse.ArgumentParser, device: str) -> None:
         "--inputs", metavar="JSON", help='inputs by name, as shapes or {"shape": [1], "dtype": "int64", "fill": 500}'
     )
     parser.add_argument("--policy", default="auto", help="auto, dense, paper:DiT-XL/2@512, a JSON file, or JSON (default auto)")
-    parser.add_argument("--grid", metavar="HxW", type=_grid, help="the token grid, where it cannot be read off the graph")
+    parser.add_argument("--grid", metavar="HxW", type=a_grid, help="the token grid, where it cannot be read off the graph")
     parser.add_argument("--timestep", metavar="NAME", help="the input that carries the timestep, where it cannot be told")
     parser.add_argument("--device", default=device, help=f"where to build the model (default {device})")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-
-
-def _grid(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(side) for side in text.split("x"))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 32x32") from error
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
