@@ -23,7 +23,7 @@ from .errors import (
 from .policy import SDTM, Policy
 from .report import Report
 from .runtime import SparseModel
-from .targets import lower
+from .targets import available, lower
 
 __version__ = "0.1.0"
 
@@ -43,6 +43,7 @@ __all__ = [
     "SparsifyError",
     "TrunkError",
     "VerificationError",
+    "available",
     "lower",
     "sparsify",
 ]

@@ -80,9 +80,10 @@ class _Flattener:
         if "body" in node.meta:
             body = self.program.body_of(node)
             return self._inline(body, str(node.target), [self._of(argument) for argument in node.args])
-        if node.op == "call_function" and isinstance(source := node.args[0] if node.args else None, fx.Node):
-            if isinstance(value := self._values[source], tuple):  # one result of a block, or one side of a grid
-                return value[node.args[1]]  # type: ignore[index]
+        source = node.args[0] if node.args else None
+        value = self._values[source] if isinstance(source, fx.Node) else None
+        if isinstance(value, tuple):  # one result of a block, or one side of a grid
+            return value[node.args[1]]  # type: ignore[index]
         return self._copied(node, self._of, "")
 
     def _of(self, argument: Any) -> Any:

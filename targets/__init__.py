@@ -1,5 +1,5 @@
 """Lowerings of a sparse model, one per file."""
 
-from .base import Lowered, lower
+from .base import Lowered, available, lower
 
-__all__ = ["Lowered", "lower"]
+__all__ = ["Lowered", "available", "lower"]

@@ -109,7 +109,7 @@ def _compiled(program: Exported, options: Mapping[str, Any]) -> list[Any]:
     """The files that Inductor makes of one program, without its weights."""
     module = program.program.module()
     files = torch._inductor.aot_compile(module, program.example, options={**options, **_WEIGHTS_APART})
-    return list(files)
+    return list(files)  # type: ignore[arg-type]  # a list of files where a package is asked for
 
 
 def _weights(programs: Iterable[Exported]) -> dict[str, torch.Tensor]:

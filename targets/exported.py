@@ -21,6 +21,7 @@ from ..errors import LoweringError
 from ..flat import flat_module
 from ..grid_readers import GridOfPositions
 from ..program import GRID, Program
+from ..real import without_complex
 from ..runtime import SparseModel
 from ..shapes import shape_of
 from ..stage import Stage
@@ -54,6 +55,7 @@ def exported(
     grids: Sequence[Grid] | None = None,
     pooled: Grid | None = None,
     batch: int | tuple[int, int] | None = None,
+    real: bool = False,
 ) -> Exported:
     """Export a sparse model for inference at the resolution, and with the texts' lengths, of one call.
 
@@ -64,6 +66,7 @@ def exported(
         pooled: the one of them to write into the program; without it the pooled grid stays open, and comes in as the sizes
             of one more input, a bool tensor ``pooled_grid``.
         batch: a batch size, or a least and a largest one; 2 to 64 where the capture leaves it open, if not given.
+        real: write complex numbers as pairs of real ones.
 
     Raises:
         LoweringError: the model cannot be exported, or an option does not fit it.
@@ -77,6 +80,8 @@ def exported(
     if interface.density is not None and pooled is None:
         example.append(torch.zeros(_usual(interface), dtype=torch.bool, device=example[0].device))
     module = flat_module(program, sparse, pooled)
+    if real:
+        module = without_complex(module)
     try:
         with torch.no_grad():
             traced = torch.export.export(
@@ -87,7 +92,17 @@ def exported(
         raise LoweringError(
             f"torch.export cannot trace the sparse graph: {reason} (batch={1 if not axes else interface.batch})"
         ) from error
+    _drop_idle_squeezes(traced.graph)
     return Exported(traced, interface, tuple(example), sides)
+
+
+def _drop_idle_squeezes(graph: fx.Graph) -> None:
+    """A squeeze of an axis that is longer than 1 does nothing in torch, and is an error elsewhere."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.squeeze.dim):
+        source, axis = node.args
+        if source.meta["val"].shape[axis] != 1:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
 
 
 def stage_for(sparse: SparseModel, example_inputs: Any = None) -> tuple[Stage, list[Leaf]]:
@@ -194,7 +209,7 @@ def _pair(batch: int | tuple[int, int]) -> tuple[int, int]:
     pair = (batch, batch) if isinstance(batch, int) else tuple(batch)
     if len(pair) != 2 or not all(isinstance(size, int) and not isinstance(size, bool) for size in pair):
         raise LoweringError(f"batch={batch!r}; it must be a number, or a least and a largest one such as (2, 16).")
-    return cast(tuple[int, int], pair)
+    return pair
 
 
 def _batch_axes(program: Program) -> dict[int, list[int]]:

@@ -1,0 +1,199 @@
+"""ONNX: files that onnxruntime and TensorRT read; one graph for all pooled grids, or one for each with the weights once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from ..clock import Clock
+from ..ends import Grid
+from ..errors import LoweringError
+from ..runtime import SparseModel
+from .artifact import Artifact
+from .exported import Exported, exported, grids_for
+from .interface import BATCH, Interface
+from .interface_text import interface_from_dict, interface_to_dict
+from .onnx_weights import save_with_shared_weights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSET = 20  # the first with GELU; TensorRT 10 reads it
+_OPSETS = range(18, 24)
+_METADATA = "sparsify"
+
+
+def lower_onnx(
+    sparse: SparseModel,
+    *,
+    out: str | Path | None = None,
+    shapes: Literal["dynamic", "per_grid"] = "dynamic",
+    grids: Sequence[Grid] | None = None,
+    batch: int | tuple[int, int] | None = None,
+    example_inputs: Any = None,
+    opset: int = OPSET,
+    providers: Sequence[str] | None = None,
+) -> OnnxModel:
+    """Write ONNX files of standard operators alone, and open them with onnxruntime.
+
+    Args:
+        sparse: the model, captured, in evaluation mode, in float32 or float16; it is not changed.
+        out: the ``.onnx`` file to write, with its weights in ``<out>.data``; temporary ones that live as long as the result
+            if not given. With ``per_grid`` there is a file for each grid, such as ``model_8x8.onnx``.
+        shapes: ``"dynamic"``, one graph with an open number of tokens: the pooled grid comes in as the shape of one more
+            input, ``pooled_grid``. ``"per_grid"``, one graph for each.
+        grids: pooled grids to write; those of the policy's density if not given.
+        batch: a batch size, or a least and a largest one.
+        example_inputs: a call to export for: its resolution, its lengths of texts; that of the capture if not given.
+        opset: of the standard operators, 18 to 23.
+        providers: of onnxruntime; its CPU provider if not given.
+
+    Raises:
+        LoweringError: the model or an option does not allow it.
+    """
+    if shapes not in ("dynamic", "per_grid"):
+        raise LoweringError(f"shapes is {shapes!r}; it must be 'dynamic' or 'per_grid'.")
+    if opset not in _OPSETS:
+        raise LoweringError(f"opset is {opset!r}; it must be {_OPSETS[0]} to {_OPSETS[-1]}.")
+    if out is not None and Path(out).suffix != ".onnx":
+        raise LoweringError(f"out is {str(out)!r}; the name of an ONNX file must end in .onnx.")
+    all_grids = grids_for(sparse, example_inputs, grids)
+    each = all_grids if shapes == "per_grid" and all_grids else (None,)
+    folder = tempfile.TemporaryDirectory() if out is None else None
+    path = Path(folder.name) / "model.onnx" if folder is not None else Path(out or "")
+    models: dict[Path, ir.Model] = {}
+    for grid in each:
+        program = exported(sparse, example_inputs=example_inputs, grids=grids, pooled=grid, batch=batch, real=True)
+        interface = replace(program.interface, grids=all_grids)
+        models[_path_of(path, grid)] = _onnx_model(program, interface, opset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_with_shared_weights(models, path.name + ".data")
+    return OnnxModel(path, interface, providers, sparse._clock, folder)
+
+
+def load(path: str | Path, providers: Sequence[str] | None = None) -> OnnxModel:
+    """The model in ONNX files, callable like the original; needs neither its Python code nor its weights elsewhere.
+
+    Args:
+        path: the name that :func:`lower_onnx` was given.
+        providers: of onnxruntime; its CPU provider if not given.
+
+    Raises:
+        LoweringError: no such files, or not written by sparsify.
+    """
+    path = Path(path)
+    known = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}_*{path.suffix}"))
+    if not known:
+        raise LoweringError(f"there is no file {path}, nor one for a grid such as {_path_of(path, (8, 8)).name}.")
+    session = _session(known[0], providers)
+    metadata = session.get_modelmeta().custom_metadata_map
+    if _METADATA not in metadata:
+        raise LoweringError(f"{known[0]} was not written by sparsify: it does not say how the model is called.")
+    return OnnxModel(path, interface_from_dict(json.loads(metadata[_METADATA])), providers)
+
+
+class OnnxModel(Artifact):
+    """ONNX files, run by onnxruntime. ``paths`` are the files, by pooled grid; None stands for all."""
+
+    def __init__(
+        self,
+        path: Path,
+        interface: Interface,
+        providers: Sequence[str] | None = None,
+        clock: Clock | None = None,
+        folder: object = None,
+    ) -> None:
+        super().__init__(interface, self._run_session, clock)
+        self._folder = folder  # of temporary files; they go when the model goes
+        per_grid = not interface.between and interface.density is not None
+        self.paths = {grid: _path_of(path, grid) for grid in (interface.grids if per_grid else (None,))}
+        self._sessions = {grid: _session(file, providers) for grid, file in self.paths.items()}
+
+    def _run_session(self, inputs: Sequence[torch.Tensor], grid: Grid | None) -> Sequence[torch.Tensor]:
+        session = self._sessions[None if None in self._sessions else grid]
+        values = list(inputs) + ([torch.empty(grid, dtype=torch.bool)] if grid is not None and None in self._sessions else [])
+        tensors = (i.name for i in self.interface.inputs if i.dtype is not None)
+        feeds = {name: value.detach().cpu().numpy() for name, value in zip([*tensors, "pooled_grid"], values, strict=False)}
+        known = {given.name for given in session.get_inputs()}  # what the graph does not read is not among its inputs
+        results = session.run(None, {name: value for name, value in feeds.items() if name in known})
+        return [torch.from_numpy(result).to(inputs[0].device) for result in results]
+
+
+def _path_of(path: Path, grid: Grid | None) -> Path:
+    return path if grid is None else path.with_stem(f"{path.stem}_{'x'.join(map(str, grid))}")
+
+
+def _session(path: Path, providers: Sequence[str] | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=list(providers or ["CPUExecutionProvider"]))
+    except Exception as error:  # onnxruntime's own classes share no base but this
+        raise LoweringError(f"onnxruntime cannot open {path}: {str(error).splitlines()[0]}") from error
+
+
+def _onnx_model(program: Exported, interface: Interface, opset: int) -> ir.Model:
+    """The graph in memory, its open sizes under names that say what they are."""
+    with _quiet():
+        try:
+            made = torch.onnx.export(
+                program.program, dynamo=True, opset_version=opset, verbose=False, optimize=True, external_data=False
+            )
+        except Exception as error:
+            raise LoweringError(f"torch.onnx cannot translate the graph: {str(error).splitlines()[0]}") from error
+    model: ir.Model = made.model  # type: ignore[union-attr,assignment]
+    if foreign := sorted({node.domain for node in model.graph if node.domain}) or sorted(map(str, model.functions)):
+        raise LoweringError(f"the ONNX graph has operators outside of the standard: {foreign}.")
+    _rename_sizes(model, program)
+    model.metadata_props[_METADATA] = json.dumps(interface_to_dict(interface))
+    return model
+
+
+def _rename_sizes(model: ir.Model, program: Exported) -> None:
+    import onnx_ir as ir
+
+    names = _names_of_sizes(program)
+    values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            renamed = (_renamed(size.value, names) if isinstance(size, ir.SymbolicDim) else size for size in value.shape)
+            value.shape = ir.Shape(list(renamed))
+
+
+def _renamed(size: str | None, names: dict[str, str]) -> str | None:
+    return None if size is None else re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size)
+
+
+def _names_of_sizes(program: Exported) -> dict[str, str]:
+    nodes = program.program.graph.find_nodes(op="placeholder")
+    users = [node for node in nodes if node.name in program.program.graph_signature.user_inputs]
+    names: dict[str, str] = {}
+    shapes = [given.shape for given in program.interface.inputs if given.dtype is not None]
+    for node, shape in zip(users, shapes, strict=False):
+        names |= {str(node.meta["val"].shape[axis]): BATCH for axis, size in enumerate(shape) if size == BATCH}
+    if program.sides:
+        names |= {str(users[-1].meta["val"].shape[axis]): name for axis, (name, _, _) in program.sides.items()}
+    return names
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's remarks on packages that are not installed and that nothing here needs."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
