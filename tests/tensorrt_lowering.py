@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import json
-import operator
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -65,7 +63,11 @@ def lowered(program: ExportedProgram) -> ExportedProgram:
     """The program as torch_tensorrt hands it to its converters."""
     result = program.run_decompositions(table())
     seen = {node.target for node in result.graph.nodes if node.op == "call_function"}
-    missing = (seen & _overloads(facts()["decompositions"]["own"])) - set(OWN) - _overloads(facts()["decompositions"]["kept_attention"])
+    missing = (
+        (seen & _overloads(facts()["decompositions"]["own"]))
+        - set(OWN)
+        - _overloads(facts()["decompositions"]["kept_attention"])
+    )
     assert not missing, f"write down in OWN what torch_tensorrt makes of {missing}"
     return result
 

@@ -56,9 +56,7 @@ def facts(path: Path) -> dict[str, Any]:
         "converters": converters(wheel),
         "decompositions": decompositions(wheel),
         "passes": passes(wheel.tree(f"{LOWERING}passes/_aten_lowering_pass.py")),
-        "signatures": {
-            name: signature(wheel.tree(file), function, defaults) for name, (file, function) in FUNCTIONS.items()
-        },
+        "signatures": {name: signature(wheel.tree(file), function, defaults) for name, (file, function) in FUNCTIONS.items()},
         "deprecated": keywords_read(wheel.tree(FUNCTIONS["dynamo.compile"][0]), "compile"),
         "input": keywords_read(wheel.tree("torch_tensorrt/_Input.py"), "__init__"),
     }
@@ -152,9 +150,7 @@ def _assigned(tree: ast.Module, name: str) -> ast.expr | None:
 
 def constants(tree: ast.Module) -> dict[str, str]:
     """Module-level names and the text of their values."""
-    return {
-        ast.unparse(node.targets[0]): ast.unparse(node.value) for node in tree.body if isinstance(node, ast.Assign)
-    }
+    return {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in tree.body if isinstance(node, ast.Assign)}
 
 
 def signature(tree: ast.Module, name: str, defaults: dict[str, str]) -> list[dict[str, Any]]:
