@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import fx
 from torch.utils._pytree import tree_map
 
 from ..ends import Grid
@@ -20,6 +21,7 @@ from .artifact import Artifact
 from .exported import Exported, exported, grids_for, stage_for
 from .fp8 import with_fp8
 from .interface import Interface
+from .tensorrt_graph import for_tensorrt
 from .tensorrt_ops import unsupported
 from .trtexec import profiles
 
@@ -184,13 +186,17 @@ class _Recipe:
             sparse = copy.deepcopy(sparse).to(dtype)
         all_grids = grids_for(sparse, example, self.grids)
         each: Sequence[Grid | None] = all_grids if self.shapes == "per_grid" and all_grids else [None]
-        change = with_fp8 if self.precision == "fp8" else None
+        change = _in_fp8 if self.precision == "fp8" else for_tensorrt
         return {
             grid: exported(
                 sparse, example_inputs=example, grids=self.grids, pooled=grid, batch=self.batch, real=True, change=change
             )
             for grid in each
         }
+
+
+def _in_fp8(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> fx.GraphModule:
+    return with_fp8(for_tensorrt(module, example), example)
 
 
 def _lowered_input(leaf: Any, dtype: torch.dtype) -> Any:

@@ -87,6 +87,21 @@ def _attention(node: fx.Node) -> bool:
     return alike and all(query[i] == key[i] for i in range(len(query)) if i not in (len(query) - 2, heads))
 
 
+def _cast(node: fx.Node) -> bool:
+    """To a dtype that it has."""
+    return node.kwargs.get("dtype") in CASTS
+
+
+def _bitwise(node: fx.Node) -> bool:
+    """Of booleans."""
+    return all(not isinstance(a, fx.Node) or a.meta["val"].dtype == torch.bool for a in node.args)
+
+
+CASTS = (torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.int8, torch.bool)
 CHECKS: dict[str | None, Callable[[fx.Node], bool]] = {
+    "to_copy_dtype_validator(placeholder_only=False)": _cast,
+    "to_copy_dtype_validator(placeholder_only=True)": _cast,
+    "bitwise_type_validator": _bitwise,
+    "has_static_shapes_in_args([1])": lambda node: not isinstance(node.args[1], fx.Node),
     "scaled_dot_product_attention_validator": _attention,
 }

@@ -20,12 +20,12 @@ import pytest
 import torch
 from torch.export import ExportedProgram
 
-from sparsify import SDTM, Density, Policy, SparseModel, lower
+from sparsify import SDTM, Density, Policy, SparseModel, lower, sparsify
 from sparsify.errors import InputError, LoweringError
 from sparsify.targets import tensorrt as target
 from sparsify.targets.base import available
 
-from .helpers import inputs, sparse_plain
+from .helpers import inputs, plain, sparse_plain
 from .tensorrt_lowering import facts
 
 # --- a stand-in for torch_tensorrt -----------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_lower_precision_keeps_the_callers_dtypes_by_the_stand_in(stand_in: Stan
 
 def test_refit_takes_the_weights_of_a_fine_tuned_model_by_the_stand_in(stand_in: StandIn) -> None:
     sparse = copy.deepcopy(small())
-    fast = lower(sparse, "tensorrt", shapes="per_grid", batch=2, refit=True)
+    fast = lower(sparse, "tensorrt", batch=2, refit=True)
     given = inputs(2)
     with torch.no_grad():
         before = sparse(*given)
@@ -208,3 +208,78 @@ def test_what_the_builder_raises_becomes_one_error(stand_in: StandIn, monkeypatc
     monkeypatch.setattr(sys.modules["torch_tensorrt.dynamo"], "compile", fails)
     with pytest.raises(LoweringError, match=r"cannot build the engine: MemoryError: out of memory$"):
         lower(small(), "tensorrt")
+
+
+# --- FP8, with a stand-in for ModelOpt's operator ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def modelopt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """ModelOpt's operator by its real schema, rounding to E4M3 as it does."""
+    library = torch.library.Library("tensorrt", "FRAGMENT")
+    library.define(
+        "quantize_op(Tensor input, Tensor amax, int num_bits, int exponent_bits, bool unsigned, bool narrow_range) -> Tensor"
+    )
+
+    def quantize(x: torch.Tensor, amax: torch.Tensor, bits: int, exponent: int, unsigned: bool, narrow: bool) -> torch.Tensor:
+        assert (bits, exponent, unsigned) == (8, 4, False) and amax.numel() == 1
+        scale = 448 / amax
+        return ((x.float() * scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() / scale).to(x.dtype)
+
+    library.impl("quantize_op", quantize, "CPU")
+    library.impl("quantize_op", lambda x, *rest: torch.empty_like(x), "Meta")
+    for name in ("modelopt", "modelopt.torch", "modelopt.torch.quantization"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    yield
+    library._destroy()
+
+
+def test_fp8_quantises_both_operands_of_every_linear_layer_by_the_stand_in(stand_in: StandIn, modelopt: None) -> None:
+    given = inputs(2)
+    with torch.no_grad():
+        want = small()(*given)
+        got = lower(small(), "tensorrt", precision="fp8", batch=2)(*given)
+    (call,) = stand_in.compiled
+    targets = [str(node.target) for node in call["exported_program"].graph.nodes]
+    assert targets.count("tensorrt.quantize_op.default") == 2 * targets.count("aten.linear.default") > 0
+    assert "tensorrt.quantize_op.default" in facts()["converters"]
+    error = (got - want).abs().max() / want.abs().max()
+    assert got.dtype == torch.float32 and 0 < error <= 0.2, "coarse, but the same picture"
+
+
+def test_fp8_without_modelopt_says_what_to_install(stand_in: StandIn) -> None:
+    with pytest.raises(LoweringError, match="pip install 'nvidia-modelopt'"):
+        lower(small(), "tensorrt", precision="fp8")
+
+
+def test_a_dense_model_becomes_one_engine_without_a_pooled_grid_by_the_stand_in(stand_in: StandIn) -> None:
+    model = plain(depth=4)
+    dense = sparsify(model, Policy.dense(), example_inputs=inputs())
+    given = inputs(2)
+    fast = lower(dense, "tensorrt", batch=2)
+    with torch.no_grad():
+        assert (fast(*given) - model(*given)).abs().max() <= 1e-5
+    assert [i["name"] for i in stand_in.compiled[0]["arg_inputs"]] == ["x", "t", "y"]
+
+
+def test_operators_without_a_converter_are_told_before_the_build(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("conversion", "lowering"):
+        monkeypatch.setitem(sys.modules, f"torch_tensorrt.dynamo.{name}", types.ModuleType(name))
+    registry = {torch.ops.aten.linear.default}
+    monkeypatch.setattr(
+        target.importlib.import_module("torch_tensorrt.dynamo.lowering"), "get_decompositions", dict, raising=False
+    )
+
+    class Registry:
+        def __contains__(self, node: Any) -> bool:
+            return node.target not in registry
+
+    monkeypatch.setattr(
+        target.importlib.import_module("torch_tensorrt.dynamo.conversion"), "DYNAMO_CONVERTERS", Registry(), raising=False
+    )
+    with pytest.warns(UserWarning, match=r"no converter for \{'aten.linear.default': \d+\}"):
+        lower(small(), "tensorrt", batch=2)
+    built = len(stand_in.compiled)
+    with pytest.raises(LoweringError, match="without whole=True"):
+        lower(small(), "tensorrt", batch=2, whole=True)
+    assert len(stand_in.compiled) == built, "no engine is built"
