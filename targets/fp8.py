@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import fx
 
 from ..errors import LoweringError
+from ..real import with_graph
 
 _BITS, _EXPONENT = 8, 4  # E4M3, the only float format that TensorRT's quantisation takes
 
@@ -43,20 +43,17 @@ def with_fp8(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> fx.Grap
     recorder = _Largest(module)
     with torch.no_grad():
         recorder.run(*example)
-    quantized = fx.GraphModule(torch.nn.Module(), copy.deepcopy(module.graph), class_name=type(module).__name__)
-    quantized._modules, quantized._parameters, quantized._buffers = module._modules, module._parameters, module._buffers
-    read = {node.target for node in module.graph.find_nodes(op="get_attr")}
-    quantized.__dict__.update({name: value for name, value in vars(module).items() if name in read})
-    for node in quantized.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default):
-        with quantized.graph.inserting_before(node):
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    scales: dict[str, torch.Tensor] = {}
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default):
+        with graph.inserting_before(node):
             for position in (0, 1):
                 name = f"fp8_{node.name}_{position}"
-                quantized.__dict__[name] = recorder.largest[node.name][position]
-                amax = quantized.graph.create_node("get_attr", name)
-                arguments = (node.args[position], amax, _BITS, _EXPONENT, False, False)
-                node.update_arg(position, quantized.graph.call_function(operator, arguments))
-    quantized.recompile()
-    return quantized
+                scales[name] = recorder.largest[node.name][position]
+                arguments = (node.args[position], graph.create_node("get_attr", name), _BITS, _EXPONENT, False, False)
+                node.update_arg(position, graph.call_function(operator, arguments))
+    return with_graph(module, graph, scales)
 
 
 class _Largest(fx.Interpreter):

@@ -10,6 +10,8 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from ..real import with_graph
+
 aten = torch.ops.aten
 
 
@@ -24,10 +26,8 @@ def for_tensorrt(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> fx.
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
-    changed = fx.GraphModule(module, fx.Graph(), class_name=type(module).__name__)
-    changed._modules, changed._parameters, changed._buffers = module._modules, module._parameters, module._buffers
-    read = {node.target for node in module.graph.find_nodes(op="get_attr")}
-    changed.__dict__.update({name: _single(value) for name, value in vars(module).items() if name in read})
+    read = {str(node.target) for node in graph.find_nodes(op="get_attr")}
+    doubles = {name: _single(value) for name, value in vars(module).items() if name in read}
     for node in graph.nodes:
         node.args, node.kwargs = map_aggregate((node.args, node.kwargs), _single)
         if node.op == "get_attr" and "." in node.target and _is_double(module, node.target):
@@ -38,8 +38,7 @@ def for_tensorrt(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> fx.
         _interleave(graph, node)
     graph.eliminate_dead_code()
     graph.lint()
-    changed.graph = graph
-    return changed
+    return with_graph(module, graph, doubles)
 
 
 def interleaved(base: torch.Tensor, even: torch.Tensor, odd: torch.Tensor, axis: int) -> torch.Tensor:

@@ -263,6 +263,8 @@ def test_a_dense_model_becomes_one_engine_without_a_pooled_grid_by_the_stand_in(
 
 
 def test_operators_without_a_converter_are_told_before_the_build(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "missing", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # torch would look for its devices
     for name in ("conversion", "lowering"):
         monkeypatch.setitem(sys.modules, f"torch_tensorrt.dynamo.{name}", types.ModuleType(name))
     registry = {torch.ops.aten.linear.default}
