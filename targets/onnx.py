@@ -152,7 +152,7 @@ def _onnx_model(program: Exported, interface: Interface, opset: int) -> ir.Model
             )
         except Exception as error:
             raise LoweringError(f"torch.onnx cannot translate the graph: {str(error).splitlines()[0]}") from error
-    model: ir.Model = made.model  # type: ignore[union-attr,assignment]
+    model: ir.Model = made.model  # type: ignore[union-attr]
     if foreign := sorted({node.domain for node in model.graph if node.domain}) or sorted(map(str, model.functions)):
         raise LoweringError(f"the ONNX graph has operators outside of the standard: {foreign}.")
     _rename_sizes(model, program)
