@@ -204,9 +204,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("wheel", type=Path, help="a wheel of torch_tensorrt")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the JSON file to write")
     options = parser.parse_args(arguments)
-    text = json.dumps(facts(options.wheel), indent=1)
-    options.out.write_text(text + "\n")
-    print(f"{options.out}: {text.count('dynamic')} converters")
+    found = facts(options.wheel)
+    options.out.write_text(as_text(found) + "\n")
+    print(f"{options.out}: torch_tensorrt {found['version']}, converters for {len(found['converters'])} operators")
+
+
+def as_text(value: Any, depth: int = 2) -> str:
+    """JSON with a line for each operator and each list, so that the differences of two releases can be read."""
+    if not isinstance(value, dict) or not depth:
+        return json.dumps(value)
+    lines = (f"{json.dumps(key)}: {as_text(item, depth - 1)}" for key, item in value.items())
+    return "{\n" + ",\n".join(lines) + "\n}"
 
 
 if __name__ == "__main__":
