@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import fx
-from torch.utils._pytree import tree_map
 
 from ..ends import Grid
 from ..errors import LoweringError
@@ -180,9 +179,11 @@ class _Recipe:
             )
         example: Any = self.example_inputs
         if self.precision is not None and (dtype := DTYPES[self.precision]) != next(sparse.parameters()).dtype:
-            args, kwargs = stage.program.call.unflatten(inputs)
-            names = [*stage.program.call.signature.parameters]
-            example = tree_map(lambda leaf: _lowered_input(leaf, dtype), {**dict(zip(names, args, strict=False)), **kwargs})
+            program = stage.program
+            names = [node.name for node in program.placeholders]
+            leaves = [x if name == program.timestep else _cast(x, dtype) for name, x in zip(names, inputs, strict=True)]
+            args, kwargs = program.call.unflatten(leaves)
+            example = {**dict(zip(program.call.signature.parameters, args, strict=False)), **kwargs}
             sparse = copy.deepcopy(sparse).to(dtype)
         all_grids = grids_for(sparse, example, self.grids)
         each: Sequence[Grid | None] = all_grids if self.shapes == "per_grid" and all_grids else [None]
@@ -199,8 +200,8 @@ def _in_fp8(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> fx.Graph
     return with_fp8(for_tensorrt(module, example), example)
 
 
-def _lowered_input(leaf: Any, dtype: torch.dtype) -> Any:
-    """Latents and texts in the precision of the engine; not timesteps, whose digits it may not hold."""
+def _cast(leaf: Any, dtype: torch.dtype) -> Any:
+    """Latents and texts in the precision of the engine; not times and scales, whose digits it may not hold."""
     return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.ndim > 1 else leaf
 
 
