@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +41,19 @@ def without_complex(module: fx.GraphModule) -> fx.GraphModule:
     rewrite.run(enable_io_processing=False)
     if not rewrite.found:
         return module
-    real = fx.GraphModule(torch.nn.Module(), fx.Graph(), class_name=type(module).__name__)
-    real._modules, real._parameters, real._buffers = module._modules, module._parameters, module._buffers
-    read = {node.target for node in module.graph.find_nodes(op="get_attr")}
-    real.__dict__.update({name: value for name, value in vars(module).items() if name in read}, **rewrite.constants)
     rewrite.new_graph.eliminate_dead_code()
     rewrite.new_graph.lint()
-    real.graph = rewrite.new_graph
-    return real
+    return with_graph(module, rewrite.new_graph, rewrite.constants)
+
+
+def with_graph(module: fx.GraphModule, graph: fx.Graph, constants: Mapping[str, Any]) -> fx.GraphModule:
+    """A module with another graph and some more constants, that shares all else with ``module``, which stays as it is."""
+    made = fx.GraphModule(torch.nn.Module(), fx.Graph(), class_name=type(module).__name__)
+    made._modules, made._parameters, made._buffers = module._modules, module._parameters, module._buffers
+    read = {node.target for node in module.graph.find_nodes(op="get_attr")}
+    made.__dict__.update({name: value for name, value in vars(module).items() if name in read}, **constants)
+    made.graph = graph
+    return made
 
 
 class _Rewrite(fx.Transformer):

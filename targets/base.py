@@ -54,6 +54,7 @@ TARGETS: dict[str, Target] = {
     "inductor": Target("inductor"),
     "aot_inductor": Target("aot_inductor", needs=("safetensors",), extra="aot"),
     "onnx": Target("onnx", needs=("onnx", "onnxscript", "onnxruntime"), extra="onnx"),
+    "tensorrt": Target("tensorrt", needs=("torch_tensorrt",), extra="tensorrt", missing="missing"),
 }
 
 

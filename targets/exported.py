@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -56,6 +56,7 @@ def exported(
     pooled: Grid | None = None,
     batch: int | tuple[int, int] | None = None,
     real: bool = False,
+    change: Callable[[fx.GraphModule, Sequence[torch.Tensor]], fx.GraphModule] | None = None,
 ) -> Exported:
     """Export a sparse model for inference at the resolution, and with the texts' lengths, of one call.
 
@@ -67,6 +68,7 @@ def exported(
             of one more input, a bool tensor ``pooled_grid``.
         batch: a batch size, or a least and a largest one; 2 to 64 where the capture leaves it open, if not given.
         real: write complex numbers as pairs of real ones.
+        change: a last change of the flat graph, which is given the example.
 
     Raises:
         LoweringError: the model cannot be exported, or an option does not fit it.
@@ -82,6 +84,8 @@ def exported(
     module = flat_module(program, sparse, pooled)
     if real:
         module = without_complex(module)
+    if change is not None:
+        module = change(module, example)
     try:
         with torch.no_grad():
             traced = torch.export.export(
