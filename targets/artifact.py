@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +16,11 @@ from .interface import Caller, Interface
 
 # Runs flat input tensors at a pooled grid (None where nothing is pooled) to flat output tensors.
 Run: TypeAlias = Callable[[Sequence[torch.Tensor], Grid | None], Sequence[torch.Tensor]]
+
+
+def path_of(path: Path, grid: Grid | None) -> Path:
+    """The file of one pooled grid: ``model.onnx`` becomes ``model_8x8.onnx``."""
+    return path if grid is None else path.with_stem(f"{path.stem}_{'x'.join(map(str, grid))}")
 
 
 class Artifact(Timed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from ..ends import Grid
 from ..errors import LoweringError
 from ..runtime import SparseModel
+from .artifact import Artifact
 from .exported import every_grid
 
 # Of the largest output. Below float32 both sides round, each in its own order of operations.
@@ -34,11 +35,13 @@ class Difference:
 
 
 def differences(sparse: SparseModel, lowered: Callable[..., Any], example_inputs: Any = None) -> list[Difference]:
-    """How far ``lowered`` is from ``sparse`` on one call, at every pooled grid of the density, finest first."""
+    """How far ``lowered`` is from ``sparse`` on one call, at every pooled grid it was compiled for, finest first."""
     stage, inputs = sparse.stage_for(example_inputs)
     args, kwargs = stage.program.call.unflatten(inputs)
     density = stage.program.density
-    grids = (None,) if density is None else every_grid(density, stage.program.grid_hint)
+    grids: Sequence[Grid | None] = (None,)
+    if density is not None:
+        grids = lowered.interface.grids if isinstance(lowered, Artifact) else every_grid(density, stage.program.grid_hint)
     found = []
     for grid in grids:
         with torch.no_grad():

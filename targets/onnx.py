@@ -16,12 +16,13 @@ from ..clock import Clock
 from ..ends import Grid
 from ..errors import LoweringError
 from ..runtime import SparseModel
-from .artifact import Artifact
+from .artifact import Artifact, path_of
 from .exported import Exported, exported, grids_for
 from .interface import BATCH, Interface
 from .interface_text import interface_from_dict, interface_to_dict
 from .onnx_weights import save_with_shared_weights
 from .quiet import quiet
+from .trtexec import trtexec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -73,7 +74,7 @@ def lower_onnx(
     for grid in each:
         program = exported(sparse, example_inputs=example_inputs, grids=grids, pooled=grid, batch=batch, real=True)
         interface = replace(program.interface, grids=all_grids)
-        models[_path_of(path, grid)] = _onnx_model(program, interface, opset)
+        models[path_of(path, grid)] = _onnx_model(program, interface, opset)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_with_shared_weights(models, path.name + ".data")
     return OnnxModel(path, interface, providers, sparse._clock, folder)
@@ -92,7 +93,7 @@ def load(path: str | Path, providers: Sequence[str] | None = None) -> OnnxModel:
     path = Path(path)
     known = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}_*{path.suffix}"))
     if not known:
-        raise LoweringError(f"there is no file {path}, nor one for a grid such as {_path_of(path, (8, 8)).name}.")
+        raise LoweringError(f"there is no file {path}, nor one for a grid such as {path_of(path, (8, 8)).name}.")
     session = _session(known[0], providers)
     metadata = session.get_modelmeta().custom_metadata_map
     if _METADATA not in metadata:
@@ -114,8 +115,16 @@ class OnnxModel(Artifact):
         super().__init__(interface, self._run_session, clock)
         self._folder = folder  # of temporary files; they go when the model goes
         per_grid = not interface.between and interface.density is not None
-        self.paths = {grid: _path_of(path, grid) for grid in (interface.grids if per_grid else (None,))}
+        self.paths = {grid: path_of(path, grid) for grid in (interface.grids if per_grid else (None,))}
         self._sessions = {grid: _session(file, providers) for grid, file in self.paths.items()}
+
+    def trtexec(self, **options: Any) -> str:
+        """Command lines that build TensorRT engines of these files, one a line; options as for :func:`.trtexec.trtexec`."""
+        lines = []
+        for grid, path in self.paths.items():
+            inputs = {given.name for given in self._sessions[grid].get_inputs()}
+            lines.append(trtexec(path, self.interface, inputs=inputs, **options))
+        return "\n".join(lines)
 
     def _run_session(self, inputs: Sequence[torch.Tensor], grid: Grid | None) -> Sequence[torch.Tensor]:
         session = self._sessions[None if None in self._sessions else grid]
@@ -125,10 +134,6 @@ class OnnxModel(Artifact):
         known = {given.name for given in session.get_inputs()}  # what the graph does not read is not among its inputs
         results = session.run(None, {name: value for name, value in feeds.items() if name in known})
         return [torch.from_numpy(result).to(inputs[0].device) for result in results]
-
-
-def _path_of(path: Path, grid: Grid | None) -> Path:
-    return path if grid is None else path.with_stem(f"{path.stem}_{'x'.join(map(str, grid))}")
 
 
 def _session(path: Path, providers: Sequence[str] | None) -> Any:

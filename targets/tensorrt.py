@@ -16,7 +16,7 @@ from torch import fx
 from ..ends import Grid
 from ..errors import LoweringError
 from ..runtime import SparseModel
-from .artifact import Artifact
+from .artifact import Artifact, path_of
 from .exported import Exported, exported, grids_for, stage_for
 from .fp8 import with_fp8
 from .interface import Interface
@@ -50,6 +50,7 @@ def missing() -> str | None:
 def lower_tensorrt(
     sparse: SparseModel,
     *,
+    out: str | Path | None = None,
     shapes: Literal["profiles", "per_grid"] = "profiles",
     precision: Precision | None = None,
     grids: Sequence[Grid] | None = None,
@@ -64,6 +65,8 @@ def lower_tensorrt(
 
     Args:
         sparse: the model, captured, in evaluation mode, on a GPU; it is not changed.
+        out: the ``.ep`` file to save the engine to, or with ``per_grid`` the engines, such as ``model_8x8.ep``; nothing is
+            saved if not given. ``torch_tensorrt.load`` reads them.
         shapes: ``"profiles"``, one engine with a least, usual and largest shape of each input; ``"per_grid"``, one engine
             for each pooled grid, faster to run, slower to build, each with its own copy of the weights.
         precision: that of the weights and of what is computed; the model's own if not given. Callers give and get the
@@ -83,11 +86,15 @@ def lower_tensorrt(
         raise LoweringError(f"shapes is {shapes!r}; it must be 'profiles' or 'per_grid'.")
     if precision is not None and precision not in DTYPES:
         raise LoweringError(f"precision is {precision!r}; it must be one of {list(DTYPES)}.")
+    if out is not None and Path(out).suffix != ".ep":
+        raise LoweringError(f"out is {str(out)!r}; the name of a saved engine must end in .ep.")
     recipe = _Recipe(shapes, precision, grids, batch, example_inputs)
     programs = recipe.programs(sparse)
     settings = compile_options(precision, cache_dir, refit, whole, options or {})
     _report_unsupported(programs.values(), whole)
     engines = {grid: _engine(program, settings) for grid, program in programs.items()}
+    if out is not None:
+        _save(engines, programs, Path(out))
     interface = replace(next(iter(programs.values())).interface, grids=grids_for(sparse, example_inputs, grids))
     return TensorRTModel(interface, engines, recipe, sparse, refit)
 
@@ -230,6 +237,14 @@ def _engine(program: Exported, settings: Mapping[str, Any]) -> Any:
     except Exception as error:  # the builder's own classes share no base but this
         reason = (str(error).strip().splitlines() or [""])[0]
         raise LoweringError(f"TensorRT cannot build the engine: {type(error).__name__}: {reason}") from error
+
+
+def _save(engines: Mapping[Grid | None, Any], programs: Mapping[Grid | None, Exported], out: Path) -> None:
+    """As exported programs, which keep the ranges of open sizes where they are not traced again."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for grid, engine in engines.items():
+        example = list(programs[grid].example)
+        importlib.import_module("torch_tensorrt").save(engine, str(path_of(out, grid)), arg_inputs=example, retrace=False)
 
 
 def _report_unsupported(programs: Iterable[Exported], whole: bool) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from sparsify import SDTM, Density, InputError, LoweringError, Policy, SparseModel, lower, sparsify
 from sparsify.targets.aot_inductor import AotModel, load
+from sparsify.targets.artifact import Artifact
 from sparsify.targets.check import check, differences
 
 from .helpers import inputs, plain, sparse_plain
@@ -230,9 +231,9 @@ def test_differences_are_found(made: Any) -> None:
         check(sparse, _Off(fast))
 
 
-class _Off:
+class _Off(Artifact):
     def __init__(self, fast: AotModel) -> None:
-        self._fast, self._clock = fast, fast._clock
+        self._fast, self._clock, self.interface = fast, fast._clock, fast.interface
 
     def fix(self, grid: Any) -> _Off:
         self._fast.fix(grid)

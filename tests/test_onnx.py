@@ -85,6 +85,15 @@ def test_a_file_knows_how_it_is_called(made: Any) -> None:
         fast.fix((7, 7))(x, t, y)
 
 
+def test_it_prints_the_command_that_builds_an_engine_of_the_file(made: Any) -> None:
+    _, fast, path = made
+    assert fast.trtexec() == (
+        f"trtexec --onnx={path} --saveEngine={path.with_suffix('.engine')} "
+        "--minShapes=x:2x3x16x16,t:2,y:2,pooled_grid:3x3 --optShapes=x:2x3x16x16,t:2,y:2,pooled_grid:6x5 "
+        "--maxShapes=x:64x3x16x16,t:64,y:64,pooled_grid:6x5"
+    )
+
+
 def test_per_grid_files_share_one_file_of_weights(made: Any, tmp_path: Path) -> None:
     sparse = made[0]
     fast = lower(sparse, "onnx", out=tmp_path / "model.onnx", shapes="per_grid", opset=18)

@@ -14,6 +14,7 @@ import inspect
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ class StandIn:
     def __init__(self) -> None:
         self.compiled: list[dict[str, Any]] = []
         self.refitted: list[dict[str, Any]] = []
+        self.saved: list[dict[str, Any]] = []
 
     def engine(self, program: ExportedProgram) -> torch.nn.Module:
         return copy.deepcopy(program.module())
@@ -62,6 +64,11 @@ class StandIn:
         self.refitted.append(given)
         return self.engine(given["new_weight_module"])
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        given = signature_of("save").bind(*args, **kwargs).arguments
+        assert not given.get("kwargs"), "torch_tensorrt would ignore these"
+        self.saved.append(given)
+
     @staticmethod
     def Input(**kwargs: Any) -> dict[str, Any]:
         assert set(kwargs) <= set(facts()["input"])
@@ -74,7 +81,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     made = StandIn()
     package, dynamo = types.ModuleType("torch_tensorrt"), types.ModuleType("torch_tensorrt.dynamo")
     package.__spec__ = importlib.machinery.ModuleSpec("torch_tensorrt", None)
-    package.Input, package.dynamo = made.Input, dynamo  # type: ignore[attr-defined]
+    package.Input, package.dynamo, package.save = made.Input, dynamo, made.save  # type: ignore[attr-defined]
     dynamo.compile, dynamo.refit_module_weights = made.compile, made.refit_module_weights  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch_tensorrt", package)
     monkeypatch.setitem(sys.modules, "torch_tensorrt.dynamo", dynamo)
@@ -122,7 +129,10 @@ def test_a_model_on_the_cpu_is_refused(stand_in: StandIn, monkeypatch: pytest.Mo
         lower(small(), "tensorrt")
 
 
-@pytest.mark.parametrize(("options", "message"), [({"shapes": "many"}, "shapes"), ({"precision": "int4"}, "precision")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"shapes": "many"}, "shapes"), ({"precision": "int4"}, "precision"), ({"out": "model.pt2"}, r"must end in \.ep")],
+)
 def test_wrong_options(stand_in: StandIn, options: dict[str, Any], message: str) -> None:
     with pytest.raises(LoweringError, match=message):
         lower(small(), "tensorrt", **options)
@@ -285,3 +295,9 @@ def test_operators_without_a_converter_are_told_before_the_build(stand_in: Stand
     with pytest.raises(LoweringError, match="without whole=True"):
         lower(small(), "tensorrt", batch=2, whole=True)
     assert len(stand_in.compiled) == built, "no engine is built"
+
+
+def test_engines_are_saved_one_a_file_by_the_stand_in(stand_in: StandIn, tmp_path: Path) -> None:
+    lower(small(), "tensorrt", out=tmp_path / "new" / "model.ep", shapes="per_grid", grids=[(4, 4), (3, 3)])
+    assert [Path(call["file_path"]).name for call in stand_in.saved] == ["model_4x4.ep", "model_3x3.ep"]
+    assert (tmp_path / "new").is_dir() and all(len(call["arg_inputs"]) == 3 for call in stand_in.saved)

@@ -57,7 +57,7 @@ def lower_to_file(arguments: argparse.Namespace) -> None:
     with progress.step("capturing and rewriting"):
         sparse = sparsify(model, load_policy(arguments.policy), inputs, grid=arguments.grid, timestep=arguments.timestep)
     with progress.step(f"lowering to {arguments.target}"):
-        lowered = lower(sparse, arguments.target, **_options(arguments))
+        lowered: Any = lower(sparse, arguments.target, **_options(arguments))
     found = []
     if not arguments.no_check:
         with progress.step("comparing with eager at every pooled grid"):
@@ -65,7 +65,8 @@ def lower_to_file(arguments: argparse.Namespace) -> None:
     files = _files(arguments.out)
     if arguments.json:
         grids = [{"grid": d.grid, "error": d.error, "largest_output": d.scale} for d in found]
-        print(json.dumps({"target": arguments.target, "files": files, "seconds": progress.seconds, "differences": grids}))
+        result = {"target": arguments.target, "files": files, "seconds": progress.seconds, "differences": grids}
+        print(json.dumps(result | ({"trtexec": lowered.trtexec()} if arguments.target == "onnx" else {})))
         return
     _print(arguments, sparse, lowered, files, found)
 
@@ -141,7 +142,12 @@ def _print(arguments: argparse.Namespace, sparse: SparseModel, lowered: Any, fil
         console().print(table)
     hint = {"aot_inductor": "sparsify.targets.aot_inductor", "onnx": "sparsify.targets.onnx"}.get(arguments.target)
     if hint:
+        console().print("to use it:", style="bold")
         console().print(f'from {hint} import load; model = load("{arguments.out}")', markup=False, highlight=False)
+
+    if arguments.target == "onnx":
+        console().print("to build a TensorRT engine of it:", style="bold")
+        console().print(lowered.trtexec(), markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_available(as_json: bool) -> None:

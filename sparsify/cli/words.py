@@ -35,8 +35,8 @@ def a_count(text: str) -> int:
 
 def a_batch(text: str) -> tuple[int, int]:
     """``4`` or ``2-16`` as a least and a largest batch size."""
-    least, _, most = text.partition("-")
+    least, dash, most = text.partition("-")
     try:
-        return a_count(least), a_count(most or least)
+        return a_count(least), a_count(most if dash else least)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a batch size such as 4, or a range such as 2-16") from error
