@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from ..clock import Clock
 from ..ends import Grid
 from ..errors import LoweringError
 from ..runtime import SparseModel
@@ -45,7 +46,8 @@ def differences(sparse: SparseModel, lowered: Callable[..., Any], example_inputs
     found = []
     for grid in grids:
         with torch.no_grad():
-            want, got = (_at(run, grid, args, kwargs) for run in (sparse, lowered))
+            want = _at(sparse._clock, grid, sparse, args, kwargs)
+            got = _at(lowered._clock if isinstance(lowered, Artifact) else sparse._clock, grid, lowered, args, kwargs)
         pairs = list(zip(_tensors(want), _tensors(got), strict=True))
         error = max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
         scale = max(float(a.double().abs().max()) for a, _ in pairs)
@@ -69,14 +71,13 @@ def check(sparse: SparseModel, lowered: Callable[..., Any], example_inputs: Any 
     return found
 
 
-def _at(run: Any, grid: Grid | None, args: Any, kwargs: Any) -> Any:
-    if grid is None:
-        return run(*args, **kwargs)
-    before = run._clock.grid
+def _at(clock: Clock, grid: Grid | None, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    before = clock.grid
+    clock.grid = grid if grid is not None else before
     try:
-        return run.fix(grid)(*args, **kwargs)
+        return run(*args, **kwargs)
     finally:
-        run._clock.grid = before
+        clock.grid = before
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

@@ -26,6 +26,7 @@ from ..runtime import SparseModel
 from ..shapes import shape_of
 from ..stage import Stage
 from .interface import BATCH, FlatInput, Interface
+from .simplify import simplify
 
 LARGEST_BATCH = 64  # that a program with an open batch is compiled for unless the caller says another
 _SIDES = {1: ("length",), 2: ("height", "width"), 3: ("time", "height", "width")}
@@ -96,17 +97,8 @@ def exported(
         raise LoweringError(
             f"torch.export cannot trace the sparse graph: {reason} (batch={1 if not axes else interface.batch})"
         ) from error
-    _drop_idle_squeezes(traced.graph)
+    simplify(traced.graph)
     return Exported(traced, interface, tuple(example), sides)
-
-
-def _drop_idle_squeezes(graph: fx.Graph) -> None:
-    """A squeeze of an axis that is longer than 1 does nothing in torch, and is an error elsewhere."""
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.squeeze.dim):
-        source, axis = node.args
-        if source.meta["val"].shape[axis] != 1:
-            node.replace_all_uses_with(source)
-            graph.erase_node(node)
 
 
 def stage_for(sparse: SparseModel, example_inputs: Any = None) -> tuple[Stage, list[Leaf]]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPSET = 20  # the first with GELU; TensorRT 10 reads it
+OPSET_BF16 = 22  # the first whose convolutions take bfloat16
 _OPSETS = range(18, 24)
 _METADATA = "sparsify"
 
@@ -40,13 +41,14 @@ def lower_onnx(
     grids: Sequence[Grid] | None = None,
     batch: int | tuple[int, int] | None = None,
     example_inputs: Any = None,
-    opset: int = OPSET,
+    opset: int | None = None,
     providers: Sequence[str] | None = None,
 ) -> OnnxModel:
     """Write ONNX files of standard operators alone, and open them with onnxruntime.
 
     Args:
-        sparse: the model, captured, in evaluation mode, in float32 or float16; it is not changed.
+        sparse: the model, captured, in evaluation mode; it is not changed. In bfloat16 the file is for TensorRT: onnxruntime has
+            few operators for it.
         out: the ``.onnx`` file to write, with its weights in ``<out>.data``; temporary ones that live as long as the result
             if not given. With ``per_grid`` there is a file for each grid, such as ``model_8x8.onnx``.
         shapes: ``"dynamic"``, one graph with an open number of tokens: the pooled grid comes in as the shape of one more
@@ -54,7 +56,7 @@ def lower_onnx(
         grids: pooled grids to write; those of the policy's density if not given.
         batch: a batch size, or a least and a largest one.
         example_inputs: a call to export for: its resolution, its lengths of texts; that of the capture if not given.
-        opset: of the standard operators, 18 to 23.
+        opset: of the standard operators, 18 to 23; 20, or 22 in bfloat16, if not given.
         providers: of onnxruntime; its CPU provider if not given.
 
     Raises:
@@ -62,7 +64,7 @@ def lower_onnx(
     """
     if shapes not in ("dynamic", "per_grid"):
         raise LoweringError(f"shapes is {shapes!r}; it must be 'dynamic' or 'per_grid'.")
-    if opset not in _OPSETS:
+    if opset is not None and opset not in _OPSETS:
         raise LoweringError(f"opset is {opset!r}; it must be {_OPSETS[0]} to {_OPSETS[-1]}.")
     if out is not None and Path(out).suffix != ".onnx":
         raise LoweringError(f"out is {str(out)!r}; the name of an ONNX file must end in .onnx.")
@@ -74,7 +76,7 @@ def lower_onnx(
     for grid in each:
         program = exported(sparse, example_inputs=example_inputs, grids=grids, pooled=grid, batch=batch, real=True)
         interface = replace(program.interface, grids=all_grids)
-        models[path_of(path, grid)] = _onnx_model(program, interface, opset)
+        models[path_of(path, grid)] = _onnx_model(program, interface, opset or _opset_for(program))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_with_shared_weights(models, path.name + ".data")
     return OnnxModel(path, interface, providers, sparse._clock, folder)
@@ -94,11 +96,12 @@ def load(path: str | Path, providers: Sequence[str] | None = None) -> OnnxModel:
     known = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}_*{path.suffix}"))
     if not known:
         raise LoweringError(f"there is no file {path}, nor one for a grid such as {path_of(path, (8, 8)).name}.")
-    session = _session(known[0], providers)
-    metadata = session.get_modelmeta().custom_metadata_map
+    metadata = _session(known[0], providers).get_modelmeta().custom_metadata_map
     if _METADATA not in metadata:
         raise LoweringError(f"{known[0]} was not written by sparsify: it does not say how the model is called.")
-    return OnnxModel(path, interface_from_dict(json.loads(metadata[_METADATA])), providers)
+    model = OnnxModel(path, interface_from_dict(json.loads(metadata[_METADATA])), providers)
+    model.open()
+    return model
 
 
 class OnnxModel(Artifact):
@@ -116,19 +119,34 @@ class OnnxModel(Artifact):
         self._folder = folder  # of temporary files; they go when the model goes
         per_grid = not interface.between and interface.density is not None
         self.paths = {grid: path_of(path, grid) for grid in (interface.grids if per_grid else (None,))}
-        self._sessions = {grid: _session(file, providers) for grid, file in self.paths.items()}
+        self._providers = providers
+        self._sessions: dict[Grid | None, Any] = {}
+
+    def open(self) -> None:
+        """Open every file now; otherwise each is opened when it is first run, which not all files need to be here.
+
+        Raises:
+            LoweringError: onnxruntime cannot open one.
+        """
+        for grid, file in self.paths.items():
+            if grid not in self._sessions:
+                self._sessions[grid] = _session(file, self._providers)
 
     def trtexec(self, **options: Any) -> str:
         """Command lines that build TensorRT engines of these files, one a line; options as for :func:`.trtexec.trtexec`."""
+        import onnx
+
         lines = []
-        for grid, path in self.paths.items():
-            inputs = {given.name for given in self._sessions[grid].get_inputs()}
+        for path in self.paths.values():
+            inputs = {given.name for given in onnx.load(path, load_external_data=False).graph.input}
             lines.append(trtexec(path, self.interface, inputs=inputs, **options))
         return "\n".join(lines)
 
     def _run_session(self, inputs: Sequence[torch.Tensor], grid: Grid | None) -> Sequence[torch.Tensor]:
-        session = self._sessions[None if None in self._sessions else grid]
-        values = list(inputs) + ([torch.empty(grid, dtype=torch.bool)] if grid is not None and None in self._sessions else [])
+        self.open()
+        is_open = None in self.paths
+        session = self._sessions[None if is_open else grid]
+        values = list(inputs) + ([torch.empty(grid, dtype=torch.bool)] if grid is not None and is_open else [])
         tensors = (i.name for i in self.interface.inputs if i.dtype is not None)
         feeds = {name: value.detach().cpu().numpy() for name, value in zip([*tensors, "pooled_grid"], values, strict=False)}
         known = {given.name for given in session.get_inputs()}  # what the graph does not read is not among its inputs
@@ -162,6 +180,11 @@ def _onnx_model(program: Exported, interface: Interface, opset: int) -> ir.Model
     _rename_sizes(model, program)
     model.metadata_props[_METADATA] = json.dumps(interface_to_dict(interface))
     return model
+
+
+def _opset_for(program: Exported) -> int:
+    tensors = program.program.state_dict.values()
+    return OPSET_BF16 if any(tensor.dtype == torch.bfloat16 for tensor in tensors) else OPSET
 
 
 def _rename_sizes(model: ir.Model, program: Exported) -> None:

@@ -22,6 +22,7 @@ from sparsify.targets.exported import exported
 from sparsify.targets.interface import Caller
 from sparsify.targets.interface_text import interface_from_dict, interface_to_dict
 from sparsify.targets.nesting import Nesting, Record, decode, encode
+from sparsify.targets.simplify import simplify
 
 from .helpers import inputs, plain, sparse_plain
 from .zoo.__main__ import entries
@@ -60,19 +61,12 @@ def test_the_check_compares_with_eager_at_every_grid(monkeypatch: pytest.MonkeyP
     _, sparse = sparse_plain()
     seen: list[Any] = []
 
-    class Wrong:
-        _clock = sparse._clock
-
-        def fix(self, grid: Any) -> Wrong:
-            sparse.fix(grid)
-            return self
-
-        def __call__(self, *args: Any) -> Any:
-            seen.append(sparse._clock.grid)
-            return sparse(*args) + (1 if sparse._clock.grid == (2, 2) else 0)
+    def wrong(*args: Any) -> Any:
+        seen.append(sparse._clock.grid)
+        return sparse(*args) + (1 if sparse._clock.grid == (2, 2) else 0)
 
     module = base.TARGETS["eager"].function.__globals__
-    monkeypatch.setitem(module, "lower_eager", lambda sparse: Wrong())
+    monkeypatch.setitem(module, "lower_eager", lambda sparse: wrong)
     with pytest.raises(LoweringError, match=r"differs from eager by 1\.0e\+00 at the pooled grid \(2, 2\)"):
         lower(sparse, "eager", check=True)
     assert seen[0] == (5, 5) and seen[-1] == (2, 2) and sparse._clock.grid is None
@@ -200,3 +194,21 @@ def test_complex_inside_is_gone_where_it_must_be() -> None:
     _, sparse = sparse_plain()
     module = flat_module(sparse.program, sparse)
     assert without_complex(module) is module, "there is none in this model"
+
+
+@pytest.mark.parametrize("equation", ["nhwpqc->nchpwq", "abc->cab", "abc->ab", "aab->ab", "ab->ba", "a...->...a"])
+def test_simplified_graphs_compute_the_same(equation: str) -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.einsum(equation, x.squeeze(1)).squeeze(0)
+
+    letters = equation.split("->")[0].replace("...", "z")
+    x = torch.randn([{"a": 3}.get(letter, 2 + index) for index, letter in enumerate(letters)])
+    program = torch.export.export(Model(), (x,))
+    simplify(program.graph)
+    program.graph_module.recompile()
+    assert torch.equal(program.module()(x), Model()(x))
+    left = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert not any("squeeze" in target for target in left)
+    is_permutation = equation in ("nhwpqc->nchpwq", "abc->cab", "ab->ba")
+    assert any("einsum" in target for target in left) != is_permutation

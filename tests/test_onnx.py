@@ -118,6 +118,16 @@ def test_half_precision(tmp_path: Path) -> None:
     assert fast(x.half(), t, y).dtype == torch.float16
 
 
+def test_bfloat16_files_are_valid_whether_or_not_onnxruntime_runs_them(tmp_path: Path) -> None:
+    x, t, y = inputs()
+    sparse = sparsify(plain(depth=4).bfloat16(), SMALL, example_inputs=(x.bfloat16(), t, y))
+    lower(sparse, "onnx", out=tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version == 22
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
