@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .calls import CallSpec, Leaf, OutputSpec
 from .errors import CaptureError
+from .quiet import quiet_logs
 
 aten = torch.ops.aten
 
@@ -81,7 +81,7 @@ def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf]) ->
     axes = [[0] if is_size else range(x.ndim) for x, is_size in zip(tensors, sizes, strict=True)]
     dynamic = (tuple({axis: Dim.AUTO for axis in a if x.shape[axis] > 1} for x, a in zip(tensors, axes, strict=True)),)
     try:
-        with _quiet():
+        with quiet_logs(), contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph it fails at
             program = torch.export.export(flat, tuple(tensors), dynamic_shapes=dynamic, strict=False)
         if any(_mutates(node) for node in program.graph.nodes):
             program = program.run_decompositions({})  # slicing a graph would drop in-place writes silently
@@ -98,19 +98,6 @@ def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf]) ->
         if is_size:
             _unwrap_size(node)
     return Captured(graph, constants, returned[-1], shape_env)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the graph that torch prints when it fails: the error says why, and another way of capture may follow."""
-    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def _unwrap_size(placeholder: fx.Node) -> None:

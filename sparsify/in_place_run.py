@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from .calls import Leaf
 from .errors import CaptureError, ConstantError, InputError
+from .export import flat_outputs
 from .program import Program
 
 
@@ -23,8 +24,7 @@ class InPlace:
         self._program, self._root, self._model = program, root, model
         self._names = [node for node in program.placeholders]
         self._inputs = len(program.call.input_names)
-        returned = next(reversed(program.graph.nodes)).args[0]
-        self._read = dict(zip(program.read, returned, strict=True))
+        self._read = dict(zip(program.read, flat_outputs(program.graph), strict=True))
 
     def __call__(self, *inputs: Leaf) -> Any:
         """What the model returns, in its own nesting."""

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from .calls import CallSpec, Leaf, OutputSpec
 from .errors import CaptureError, TrunkError
 from .pristine import pristine
+from .quiet import quiet_logs
 from .structure import fingerprint
 
 log = logging.getLogger("sparsify")
@@ -152,7 +153,7 @@ def _record(
         leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
         fake_leaves = [mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         fake_args, fake_kwargs = pytree.tree_unflatten(fake_leaves, spec)
-        with pristine(model), mode:
+        with pristine(model), mode, quiet_logs():
             return _run_with_hooks(model, paths, fake_args, fake_kwargs, reuse=True)
     except Exception as error:  # noqa: BLE001  # the model looks at values, or does what fake tensors cannot
         log.debug("running %s for real, because on fake tensors it raised: %s", type(model).__name__, error)

@@ -56,7 +56,7 @@ class _Fault(Exception):
 
 def _verify_structure(graph: fx.Graph, stage: str, where: str) -> None:
     seen: set[fx.Node] = set()
-    last = next(reversed(graph.nodes))
+    last = next(iter(reversed(graph.nodes)))  # in torch 2.11 what is reversed is no iterator yet
     if last.op != "output":
         raise _Fault(where, last, "the last node is not the output")
     for node in graph.nodes:
@@ -89,8 +89,8 @@ def _is_size_arithmetic(target: object) -> bool:
 def _verify_blocks(program: Program) -> None:
     names = [node.target for node in program.all_block_nodes]
     if [name for name in names if name in program.paths] != program.paths:
-        last = next(reversed(program.graph.nodes))
-        raise _Fault("outer graph", last, f"the blocks called are {names}, not {program.paths} in this order")
+        output = program.graph.output_node()
+        raise _Fault("outer graph", output, f"the blocks called are {names}, not {program.paths} in this order")
     for node in program.all_block_nodes:
         if node.meta["body"] not in program.bodies:
             raise _Fault("outer graph", node, f"{node.name} has the body {node.meta['body']}, which does not exist")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,18 @@ def test_mistakes_are_one_line_and_status_two(capsys: pytest.CaptureFixture[str]
     status, out, err = run(capsys, *words)
     assert status == 2 and out == ""
     assert message in err and "Traceback" not in err
+
+
+def test_inputs_that_do_not_fit_leave_no_traceback_in_the_log(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    torch_log = logging.getLogger("torch._subclasses.fake_tensor")  # torch's logs do not reach the root, where caplog listens
+    torch_log.addHandler(caplog.handler)
+    try:
+        run(capsys, "report", PLAIN, "--device", "cpu", "--inputs", '{"x": [1, 3, 15, 16]}')
+    finally:
+        torch_log.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_help_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None:
