@@ -45,9 +45,8 @@ def segments_of(program: Program) -> list[Segment]:
     for node in program.graph.nodes:
         sources = node.all_input_nodes
         depths[node] = max((depths[source] + _runs_alone(source, program) for source in sources), default=0)
-        if node.op != "call_function" or _runs_alone(node, program) or _is_result(node):
-            host.add(node)
-        elif _is_size(node) and host.issuperset(sources):
+        alone = node.op != "call_function" or _runs_alone(node, program) or _is_result(node)
+        if alone or (_is_size(node) and host.issuperset(sources)):
             host.add(node)
         else:
             groups.setdefault(depths[node], []).append(node)

@@ -28,7 +28,7 @@ class ForAllShapes:
         run = torch.compile(self.function, fullgraph=True, dynamic=True, **self.options)
 
         def call(*values: Any) -> Any:
-            inputs = _in_order(values)
+            inputs = [_plain(value) for value in values]
             situation = (torch.is_grad_enabled(), *[isinstance(x, torch.Tensor) and x.requires_grad for x in inputs])
             if situation in self._seen:
                 return run(owner, *inputs)
@@ -52,7 +52,7 @@ class ForEachShape:
         """The function of tensors and sizes, with the parameters of ``owner``."""
 
         def call(*values: Any) -> Any:
-            inputs = _in_order(values)
+            inputs = [_plain(value) for value in values]
             shapes = tuple([x.shape if isinstance(x, torch.Tensor) else x for x in inputs])
             run = self._by_shape.get(shapes)
             if run is None:
@@ -70,9 +70,13 @@ class ForEachShape:
 KINDS: dict[str, type[ForAllShapes] | type[ForEachShape]] = {"dynamic": ForAllShapes, "per_grid": ForEachShape}
 
 
-def _in_order(values: Sequence[Any]) -> list[Any]:
-    """With transposed tensors in the order of their axes in memory: an artifact is good for one order only."""
-    return [x.contiguous() if isinstance(x, torch.Tensor) and 0 not in x.stride() else x for x in values]
+def _plain(value: Any) -> Any:
+    """A tensor as artifacts expect it: axes in the order of memory, and no view, whose base would have to fit as well."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if 0 not in value.stride():  # what was expanded stays so
+        value = value.contiguous()
+    return torch.ops.aten._unsafe_view.default(value, value.shape) if value._is_view() else value
 
 
 @contextmanager
@@ -80,7 +84,7 @@ def _open_sizes(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
     """Let every size be a number of its own; otherwise sizes that are equal at the first call would have to stay equal."""
     before = [dict(vars(tensor)) for tensor in tensors]
     for tensor in tensors:
-        torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))  # type: ignore[no-untyped-call]
+        torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
     try:
         yield
     finally:  # they are the caller's
