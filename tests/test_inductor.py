@@ -1,13 +1,14 @@
 """The inductor target: the sparse model's results, one artifact where one is promised, and no recompilation over a schedule.
 
 What is asserted about artifacts is asserted with dynamo's own counters. Where the code that inductor makes does not matter,
-``aot_eager`` stands in for it: dynamo traces, guards and counts the same, and no C++ compiler runs.
+dynamo's backends for debugging stand in for it: dynamo traces, guards and counts the same, and no C++ compiler runs.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -26,17 +27,22 @@ SMALL = Policy(0, SDTM(1, 1, 1, 0), 0, Density.paper(r_min=0.5, r_max=0.9))
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
+def _counting_from_zero() -> None:
     counters.clear()
-    yield
-    torch._dynamo.reset()
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    compile_ = torch.compile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda fn, mode, **options: compile_(fn, backend=name, **options))
+        yield
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda fn, mode, **options: compile_(fn, backend="aot_eager", **options))
+def quick() -> Iterator[None]:
+    with backend("eager"):
+        yield
 
 
 def graphs() -> int:
@@ -95,15 +101,14 @@ def test_bfloat16_is_as_close_as_the_dense_models_own() -> None:
 def test_the_number_of_artifacts_does_not_grow_with_depth(quick: None) -> None:
     counts = []
     for middle in (1, 4):
-        torch._dynamo.reset()
         counters.clear()
         policy = Policy(1, SDTM(1, middle, 1, 1) * 2, 1, POLICY.density)
         _, sparse = sparse_plain(policy.depth, policy)
         with torch.no_grad():
-            lower(sparse, "inductor")(*inputs())
+            lower(sparse, "inductor", shapes="per_grid")(*inputs())
         counts.append(graphs())
-    # embedding, pooling, merging, end; pooled, split and plain blocks
-    assert counts == [7, 7]
+    # Embedding, pooling, merging, end, pooled blocks; split and plain ones at two numbers of tokens.
+    assert counts == [9, 9]
 
 
 def test_per_grid_takes_more_grids_than_dynamo_allows_shapes_of_one_function(quick: None) -> None:
@@ -134,32 +139,38 @@ def test_per_grid_does_not_compile_after_its_first_time_through_the_schedule(qui
     assert graphs() == warm
 
 
-def test_sizes_that_happen_to_be_equal_at_the_first_call_may_differ_later(quick: None) -> None:
-    """A batch as large as the width of the tokens, and as the number of latent channels."""
-    for batch in (32, 3):
-        torch._dynamo.reset()
-        counters.clear()
-        _, sparse = sparse_plain(depth=3, policy=SMALL)
-        fast = lower(sparse, "inductor")
-        with torch.no_grad():
-            fast(*inputs(batch, t=999))
-            first = graphs()
-            sparse.fix((3, 7))
-            fast(*inputs(2))
-        assert graphs() == first == 6
-
-
-def test_the_callers_tensors_stay_as_they_were_and_views_are_taken(quick: None) -> None:
+@pytest.fixture(scope="module")
+def dynamic() -> Iterator[tuple[SparseModel, Any]]:
+    """Compiled by a call whose batch is as large as the tokens are wide."""
     _, sparse = sparse_plain(depth=3, policy=SMALL)
     fast = lower(sparse, "inductor")
+    with backend("eager"), torch.no_grad():
+        fast(*inputs(32, t=999))
+    yield opened(sparse), fast
+
+
+def test_sizes_that_happen_to_be_equal_at_the_first_call_may_differ_later(dynamic: tuple[SparseModel, Any]) -> None:
+    sparse, fast = dynamic
+    with torch.no_grad():
+        for grid, batch in (((3, 7), 2), ((2, 2), 3), ((5, 2), 64)):
+            sparse.fix(grid)
+            x = inputs(batch)
+            assert (fast(*x) - sparse(*x)).abs().max() <= 1e-5
+    sparse.fix(None)
+    assert graphs() == 0
+
+
+def test_the_callers_tensors_stay_as_they_were_and_views_are_taken(dynamic: tuple[SparseModel, Any]) -> None:
+    sparse, fast = dynamic
     x, t, y = inputs()
     with torch.no_grad():
-        fast(x, t, y)
-        first = graphs()
-        assert not vars(x) and not vars(t) and not vars(y)
         for view in (torch.stack((x, x))[1], x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)):
             assert (fast(view, t, y) - sparse(x, t, y)).abs().max() <= 1e-5
-    assert graphs() == first
+    assert graphs() == 0
+    other = lower(sparse, "inductor")
+    with backend("eager"), torch.no_grad():
+        other(x, t, y)
+    assert graphs() > 0 and not vars(x) and not vars(t) and not vars(y)
 
 
 # --- it follows the model -------------------------------------------------------------------------------------------------
@@ -174,45 +185,40 @@ def _same_gradients(fast: Any, sparse: SparseModel) -> None:
         assert got is None or torch.allclose(got, want, rtol=1e-4, atol=1e-5), name
 
 
-def test_gradients_are_those_of_the_eager_model(quick: None) -> None:
-    _, sparse = sparse_plain()
-    _same_gradients(lower(sparse, "inductor"), sparse)
-
-
-def test_it_sees_weights_that_change_and_leaves_the_sparse_model_alone(quick: None) -> None:
+def test_gradients_are_those_of_the_eager_model() -> None:
     _, sparse = sparse_plain(depth=3, policy=SMALL)
-    before = {name: dict(vars(module)) for name, module in sparse.named_modules()}
-    fast = lower(sparse, "inductor")
+    with backend("aot_eager"):
+        _same_gradients(lower(sparse, "inductor", shapes="per_grid"), sparse)
+
+
+def test_it_sees_weights_that_change_and_leaves_the_sparse_model_alone(dynamic: tuple[SparseModel, Any]) -> None:
+    sparse, fast = dynamic
     x = inputs()
     with torch.no_grad():
         outputs = [fast(*x)]
-        first = graphs()
-        assert {name: dict(vars(module)) for name, module in sparse.named_modules()} == before
-        opened(sparse)
+        attributes = {name: dict(vars(module)) for name, module in sparse.named_modules()}
+        next(sparse.parameters()).mul_(1.5)
         outputs.append(fast(*x))
-        assert torch.allclose(outputs[-1], sparse(*x), atol=1e-5)
-        assert graphs() == first
+        assert (outputs[-1] - sparse(*x)).abs().max() <= 1e-5
+        assert {name: dict(vars(module)) for name, module in sparse.named_modules()} == attributes
         sparse.load_state_dict({name: value * 1.1 for name, value in sparse.state_dict().items()}, assign=True)
         outputs.append(fast(*x))
-        assert torch.allclose(outputs[-1], sparse(*x), atol=1e-5)
-        sparse.double()
-        outputs.append(fast(x[0].double(), *x[1:]).float())
-    assert all((a - b).abs().max() > 1e-4 for a, b in zip(outputs[:-2], outputs[1:-1], strict=True))
-    assert torch.allclose(outputs[-1], outputs[-2], atol=1e-4)
+        assert (outputs[-1] - sparse(*x)).abs().max() <= 1e-5
+    assert all((a - b).abs().max() > 1e-4 for a, b in zip(outputs[:-1], outputs[1:], strict=True))
+    assert graphs() == 0
 
 
-def test_the_host_says_the_timestep_and_the_grid(quick: None) -> None:
-    _, sparse = sparse_plain(depth=3, policy=SMALL)
-    opened(sparse)
-    fast = lower(sparse, "inductor")
+def test_the_host_says_the_timestep_and_the_grid(dynamic: tuple[SparseModel, Any]) -> None:
+    sparse, fast = dynamic
     x = inputs(t=999)
     with torch.no_grad(), sparse.at(10):
-        assert torch.allclose(fast(*x), sparse(*x), atol=1e-5)
         finest = fast(*x)
+        assert (finest - sparse(*x)).abs().max() <= 1e-5
     with torch.no_grad():
-        assert (fast(*x) - finest).abs().max() > 1e-5
-        sparse.fix(sparse.program.density.grid_at(10, (8, 8)))
-        assert torch.allclose(fast(*x), finest, atol=1e-5)
+        assert (fast(*x) - finest).abs().max() > 1e-3
+        sparse.fix(POLICY.density.grid_at(10, (8, 8)))
+        assert (fast(*x) - finest).abs().max() <= 1e-5
+    sparse.fix(None)
 
 
 @pytest.mark.parametrize("shapes", ["dynamic", "per_grid"])
@@ -220,7 +226,7 @@ def test_a_model_that_runs_in_place_has_its_blocks_compiled(quick: None, shapes:
     sparse = opened(sparsify(looking(), POLICY, given()))
     fast = lower(sparse, "inductor", shapes=shapes)
     with torch.no_grad():
-        for batch, t in ((2, 900), (2, 300), (3, 900)):
+        for batch, t in ((2, 900), (2, 300), (3, 900))[: 3 if shapes == "dynamic" else 1]:
             x = given(batch, t=t)
             assert (fast(*x) - sparse(*x)).abs().max() <= 1e-12
             if shapes == "dynamic":
@@ -229,23 +235,22 @@ def test_a_model_that_runs_in_place_has_its_blocks_compiled(quick: None, shapes:
     assert all("forward" not in module.__dict__ for module in sparse._source[0].modules())
 
 
-ZOO = {"FluxTransformer2DModel": (), "SD3Transformer2DModel": pytest.mark.slow, "LatteTransformer3DModel": pytest.mark.slow}
+# Number of blocks; the first runs every time.
+ZOO = {"FluxTransformer2DModel": 8, "SD3Transformer2DModel": 8, "HunyuanDiT2DModel": 8}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in ZOO.items()])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow][: i > 0]) for i, name in enumerate(ZOO)])
 def test_models_with_several_streams_or_chains(quick: None, name: str) -> None:
     entry = next(entry for entry in entries() if entry.name == name)
-    model, example = entry.make(), entry.inputs(2, 0)
-    depth = len(sparsify(model, Policy.dense(), example, **entry.options(0)).report().blocks)
-    sparse = sparsify(model, policy_for(depth), example, **entry.options(0))
+    sparse = sparsify(entry.make(), policy_for(ZOO[name]), entry.inputs(2, 0), **entry.options(0))
     fast = lower(sparse, "inductor")
     counts = set()
     with torch.no_grad():
-        for share, batch in ((0.05, 2), (0.95, 3), (0.5, 2)):
+        for share, batch in ((0.05, 2), (0.95, 3)):
             x = at_time(entry, entry.inputs(batch, 0), str(sparse.report().timestep), share)
             assert difference(fast(**x), sparse(**x)) <= 1e-5
             counts.add(graphs())
-    assert len(counts) == 1 and counts.pop() < depth + 8
+    assert len(counts) == 1 and counts.pop() <= 10
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------------
@@ -261,7 +266,7 @@ def test_models_with_several_streams_or_chains(quick: None, name: str) -> None:
         ({"dynamic": True}, r"target inductor has no option \['dynamic'\]; its options are \['shapes', 'mode'\]"),
     ],
 )
-def test_options_that_are_not_allowed(options: dict[str, Any], message: str) -> None:
-    _, sparse = sparse_plain(depth=3, policy=SMALL)
+def test_options_that_are_not_allowed(dynamic: tuple[SparseModel, Any], options: dict[str, Any], message: str) -> None:
+    sparse, _ = dynamic
     with pytest.raises(LoweringError, match=message):
         lower(sparse, "inductor", **options)
