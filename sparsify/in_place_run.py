@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -18,10 +18,11 @@ class InPlace:
     """Calls the source model with its blocks' forwards exchanged for the length of the call.
 
     Nodes of the graph run when a block needs them: by then the model's own code has given all that they depend on.
+    ``calls`` has functions to call in place of the root's modules, by path.
     """
 
-    def __init__(self, program: Program, root: nn.Module, model: nn.Module) -> None:
-        self._program, self._root, self._model = program, root, model
+    def __init__(self, program: Program, root: nn.Module, model: nn.Module, calls: Mapping[str, Callable[..., Any]]) -> None:
+        self._program, self._root, self._model, self._calls = program, root, model, calls
         self._names = [node for node in program.placeholders]
         self._inputs = len(program.call.input_names)
         self._read = dict(zip(program.read, flat_outputs(program.graph), strict=True))
@@ -90,7 +91,8 @@ class InPlace:
     def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
         if node.op == "call_module":
-            return self._root.get_submodule(str(node.target))(*args, **kwargs)
+            path = str(node.target)
+            return (self._calls.get(path) or self._root.get_submodule(path))(*args, **kwargs)
         if node.op == "get_attr":
             module, _, name = str(node.target).rpartition(".")
             return getattr(self._root.get_submodule(module), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,14 +66,21 @@ class SparseModel(Timed, nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns for these arguments, computed sparsely."""
+        stage, inputs = self.prepare(args, kwargs)
+        if stage.program.in_place:
+            return self.in_place(stage)(*inputs)
+        return stage.program.output_spec.unflatten(self._outers[stage](*inputs))
+
+    def prepare(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Stage, list[Leaf]]:
+        """The capture that covers a call, made now if there is none yet and put in force, and the call's flat inputs."""
         if not self._stages:
             self.capture(args, kwargs)
         stage, inputs = self._stage_for(args, kwargs)
-        if stage.program.in_place:
-            self._activate(stage)
-            return InPlace(stage.program, self, self._source[0])(*inputs)
-        outputs = self._outers[self._activate(stage)](*inputs)
-        return stage.program.output_spec.unflatten(outputs)
+        return self._activate(stage), inputs
+
+    def in_place(self, stage: Stage, calls: Mapping[str, Callable[..., Any]] | None = None) -> InPlace:
+        """The model's own forward with rewritten blocks in it, or with ``calls``, by path, in their place."""
+        return InPlace(stage.program, self, self._source[0], calls or {})
 
     def capture(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Capture the model as called with these arguments and take over its parameters."""

@@ -27,7 +27,7 @@ from .plan import Plan, Policies
 from .program import Program, Skip
 from .report import Report
 from .side_inputs import SideValues
-from .tree import compiled
+from .tree import function_of
 
 log = logging.getLogger("sparsify")
 
@@ -65,7 +65,7 @@ class Stage:
     @functools.cached_property
     def code(self) -> dict[str, Callable[..., Any]]:
         """The function of every body by name; made once, so that switching modes neither makes nor compiles it again."""
-        return {name: compiled(body) for name, body in self.program.bodies.items()}
+        return {name: function_of(body.graph) for name, body in self.program.bodies.items()}
 
     def accepts(self, inputs: Sequence[Leaf], mode: bool | None, kind: object) -> bool:
         """Whether a call with these inputs, in this mode and with parameters of this kind, is covered."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -81,18 +81,25 @@ def restore_layers(program: Program) -> nn.ModuleList:
     return layers
 
 
-def outer_module(program: Program, root: nn.Module) -> fx.GraphModule:
-    """The outer graph as a module that shares ``root``'s registries, so that moves and loads reach it."""
+def sharing(root: nn.Module, constants: Mapping[str, Any], into: nn.Module | None = None) -> nn.Module:
+    """A module that shares ``root``'s registries, so that moves and loads reach it, and has ``constants`` besides."""
+    shared = Container() if into is None else into
+    shared._modules, shared._parameters, shared._buffers = root._modules, root._parameters, root._buffers
+    shared.__dict__.update(constants)
+    return shared
+
+
+def outer_module(program: Program, root: nn.Module, graph: fx.Graph | None = None) -> fx.GraphModule:
+    """The outer graph, or another one in its place, as a module that shares ``root``'s registries."""
     outer = fx.GraphModule(nn.Module(), fx.Graph())  # empty at first: it would copy what the graph names
-    outer._modules, outer._parameters, outer._buffers = root._modules, root._parameters, root._buffers
-    outer.__dict__.update(program.constants)
-    outer.graph = program.graph
+    sharing(root, program.constants, outer)
+    outer.graph = program.graph if graph is None else graph
     return outer
 
 
-def compiled(body: Body) -> Callable[..., Any]:
-    """The Python function of a body's graph; its first argument is the module with the parameters."""
+def function_of(graph: fx.Graph) -> Callable[..., Any]:
+    """The Python function of a graph; its first argument is the module with the parameters."""
     template = fx.GraphModule(nn.Module(), fx.Graph())
-    template.graph = body.graph
-    body.graph.owning_module = None  # the template has none of the parameters that the graph names
+    template.graph = graph
+    graph.owning_module = None  # the template has none of the parameters that the graph names
     return type(template).forward

@@ -13,11 +13,11 @@ import torch
 from ..clock import Clock
 from ..ends import Grid
 from ..errors import LoweringError
+from ..quiet import quiet
 from ..runtime import SparseModel
 from .artifact import Artifact
 from .exported import Exported, exported, grids_for
 from .package import Package, read_package, write_package
-from .quiet import quiet
 
 Shapes = Literal["dynamic", "per_grid"]
 _WEIGHTS_APART = {"aot_inductor.package": True, "aot_inductor.package_constants_in_so": False}

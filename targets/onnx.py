@@ -15,13 +15,13 @@ import torch
 from ..clock import Clock
 from ..ends import Grid
 from ..errors import LoweringError
+from ..quiet import quiet
 from ..runtime import SparseModel
 from .artifact import Artifact, path_of
 from .exported import Exported, exported, grids_for
 from .interface import BATCH, Interface
 from .interface_text import interface_from_dict, interface_to_dict
 from .onnx_weights import save_with_shared_weights
-from .quiet import quiet
 from .trtexec import trtexec
 
 if TYPE_CHECKING:

@@ -1,0 +1,109 @@
+"""Cold compile time: a deep model by regions, as the inductor target does it, against the same model compiled flat.
+
+Every measurement is a process of its own with empty caches:
+
+python -m benchmarks.compile_cost [--depth N] [--width N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from sparsify import Policy, SparseModel, lower, sparsify
+
+# What each is, and which one to hold it against: shapes that are open cost several times as much to trace.
+WAYS = {
+    "regions, dynamic": ("the target, one artifact for all grids", "flat, dynamic"),
+    "regions, per_grid": ("the target, one grid", "flat, static"),
+    "flat, dynamic": ("torch.compile of the whole sparse graph", "flat, dynamic"),
+    "flat, static": ("the same, one grid", "flat, static"),
+    "dense, static": ("torch.compile of the dense model", "flat, static"),
+}
+
+
+def compiled(way: str, model: torch.nn.Module, sparse: SparseModel) -> Callable[..., Any]:
+    """What a measurement calls."""
+    kind, shapes = way.split(", ")
+    sparse.fix((4, 4))  # flat graphs cannot read the timestep from a device
+    if kind == "regions":
+        return lower(sparse, "inductor", shapes=shapes)
+    target = model if kind == "dense" else sparse.graph_module
+    return torch.compile(target, fullgraph=True, dynamic=shapes == "dynamic")
+
+
+def measure(way: str, depth: int, width: int) -> None:
+    """Print the seconds of the first call, and the number of graphs that were compiled in it."""
+    from diffusers import DiTTransformer2DModel
+
+    model = DiTTransformer2DModel(
+        num_attention_heads=4, attention_head_dim=width // 4, in_channels=4, num_layers=depth, sample_size=16
+    ).eval()
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 16, 16),
+        "timestep": torch.full((2,), 500),
+        "class_labels": torch.full((2,), 7),
+    }
+    sparse = sparsify(model, Policy.fit(depth), example_inputs=inputs)
+    run = compiled(way, model, sparse)
+    with torch.no_grad():
+        torch.compile(lambda x: x + 1)(torch.randn(8))  # what every process pays once: imports, the compiler's own headers
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        started = time.perf_counter()
+        run(*inputs.values()) if way.startswith("flat") else run(**inputs)
+        seconds = time.perf_counter() - started
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+    print(json.dumps({"seconds": seconds, "graphs": graphs}))
+
+
+def cold(way: str, depth: int, width: int) -> dict[str, float]:
+    """A measurement in a process of its own with empty caches."""
+    with tempfile.TemporaryDirectory() as caches:
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": caches, "TRITON_CACHE_DIR": caches}
+        command = [sys.executable, "-m", __spec__.name, "--measure", way, "--depth", str(depth), "--width", str(width)]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise RuntimeError(f"{way} at depth {depth} failed:\n{ran.stderr[-3000:]}")
+    found: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--depth", type=int, default=28, help="blocks of the model (28)")
+    parser.add_argument("--width", type=int, default=64, help="channels of a token (64)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments.measure, arguments.depth, arguments.width)
+        return
+    ways = track(WAYS, "compiling, each in a process with empty caches", console=Console(stderr=True))
+    results = {way: cold(way, arguments.depth, arguments.width) for way in ways}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+    table = Table(title=f"cold compile time of {arguments.depth} blocks of width {arguments.width}", title_justify="left")
+    for heading in ("way", "what", "graphs", "seconds", "share of flat"):
+        table.add_column(heading, justify="left" if heading in ("way", "what") else "right", no_wrap=True)
+    for way, found in results.items():
+        what, reference = WAYS[way]
+        share = found["seconds"] / results[reference]["seconds"]
+        table.add_row(way, what, f"{found['graphs']:.0f}", f"{found['seconds']:.1f}", f"{share:.2f}x")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
