@@ -38,7 +38,11 @@ class Segment:
 
 
 def segments_of(program: Program) -> list[Segment]:
-    """Every operator of the outer graph that computes a tensor; sizes, the density and blocks belong to the host."""
+    """The operators that compute tensors behind one block and before another: pooling, merging, what models do there.
+
+    Sizes and the density belong to the host. What stands before the first block and behind the last runs once per call:
+    compiling it costs more than it saves.
+    """
     depths: dict[fx.Node, int] = {}  # how many modules stand before a node, on the longest way to it
     host: set[fx.Node] = set()
     groups: dict[int, list[fx.Node]] = {}
@@ -50,7 +54,8 @@ def segments_of(program: Program) -> list[Segment]:
             host.add(node)
         else:
             groups.setdefault(depths[node], []).append(node)
-    return [Segment.of(nodes) for nodes in groups.values()]
+    segments = (Segment.of(nodes) for depth, nodes in groups.items() if depth > 0)
+    return [segment for segment in segments if not any(user.op == "output" for node in segment.outputs for user in node.users)]
 
 
 def _runs_alone(node: fx.Node, program: Program) -> bool:
