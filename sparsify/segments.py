@@ -123,7 +123,9 @@ def with_calls(program: Program, blocks: Mapping[str, Call], segments: Mapping[S
         if node.op == "placeholder" or (node.op == "call_module" and "body" not in node.meta):
             value(node)  # the density first: it waits for the device, which then should not have work queued
     for node in program.graph.nodes:  # in order, so that deep models need no deep recursion
-        if node in inside or "body" in node.meta:
+        if (segment := inside.get(node)) is not None and segment.outputs and segment.outputs[0] not in values:
+            emit(segment)
+        elif "body" in node.meta:
             value(node)
     (output,) = program.graph.find_nodes(op="output")
     graph.output(fx.node.map_arg(output.args[0], value))

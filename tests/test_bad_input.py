@@ -196,7 +196,7 @@ def test_part_of_a_policy_that_is_refused_is_in_the_report() -> None:
 
 def test_lowering_errors() -> None:
     model, sparse = sparse_plain()
-    with pytest.raises(LoweringError, match=r"target 'cuda' does not exist; there are \['eager', 'inductor'\]"):
+    with pytest.raises(LoweringError, match=r"target 'cuda' does not exist; there are \['aot_inductor', 'eager', 'inductor'"):
         lower(sparse, "cuda")
     with pytest.raises(
         LoweringError, match="target inductor has no option \\['speed'\\]; its options are \\['shapes', 'mode'\\]"

@@ -110,6 +110,7 @@ def test_per_grid_files_share_one_file_of_weights(made: Any, tmp_path: Path) -> 
     sparse.fix(None)
 
 
+@pytest.mark.slow
 def test_half_precision(tmp_path: Path) -> None:
     model = plain(depth=4)
     x, t, y = inputs()

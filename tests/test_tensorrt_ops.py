@@ -22,10 +22,9 @@ from .zoo.check import policy_for
 DEPTH = 8  # of the models of the zoo
 MODELS = [
     "DiTTransformer2DModel",
-    "WanTransformer3DModel",
     *(
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ("PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel")
+        for name in ("PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel")
     ),
 ]
 
