@@ -44,6 +44,7 @@ bench: $(STAMP) ## the benchmarks: dense against sparse, interleaved in one proc
 	@echo "== benchmarking dense against sparse"
 	$(BIN)/python -m pytest benchmarks -m '' --benchmark-only --benchmark-disable-gc -p no:xdist
 	$(BIN)/python -m benchmarks.rewrite_cost
+	$(BIN)/python -m benchmarks.compile_cost
 	$(BIN)/sparsify bench sparsify.models:dit --kwargs '{"resolution": 256}' --policy paper:DiT-XL/2@256 --rounds 3
 
 models: $(STAMP) ## every check on every model of the zoo; writes docs/models.md

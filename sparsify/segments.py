@@ -17,7 +17,7 @@ Call = Callable[..., Any]
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Operators that can run together, because as many modules run before each of them.
+    """Operators that can run together, because as many modules run behind each of them.
 
     Attributes:
         nodes: nodes of the outer graph, in order.
@@ -38,24 +38,32 @@ class Segment:
 
 
 def segments_of(program: Program) -> list[Segment]:
-    """The operators that compute tensors behind one block and before another: pooling, merging, what models do there.
+    """The operators that compute tensors behind one block and before another: merging, what models do there.
 
-    Sizes and the density belong to the host. What stands before the first block and behind the last runs once per call:
-    compiling it costs more than it saves.
+    Sizes and the density belong to the host. What stands before the first block and behind the last runs once per call,
+    and a single operator, such as pooling, has nothing to be fused with: compiling them costs more than it saves.
     """
-    depths: dict[fx.Node, int] = {}  # how many modules stand before a node, on the longest way to it
+    before, behind = _modules_on_the_way(program)
     host: set[fx.Node] = set()
     groups: dict[int, list[fx.Node]] = {}
     for node in program.graph.nodes:
-        sources = node.all_input_nodes
-        depths[node] = max((depths[source] + _runs_alone(source, program) for source in sources), default=0)
         alone = node.op != "call_function" or _runs_alone(node, program) or _is_result(node)
-        if alone or (_is_size(node) and host.issuperset(sources)):
+        if alone or (_is_size(node) and host.issuperset(node.all_input_nodes)):
             host.add(node)
-        else:
-            groups.setdefault(depths[node], []).append(node)
-    segments = (Segment.of(nodes) for depth, nodes in groups.items() if depth > 0)
-    return [segment for segment in segments if not any(user.op == "output" for node in segment.outputs for user in node.users)]
+        elif before[node] > 0 and behind[node] > 0:  # late rather than early, so that fewer tensors wait
+            groups.setdefault(behind[node], []).append(node)
+    return [Segment.of(nodes) for nodes in groups.values() if len(nodes) > 1]
+
+
+def _modules_on_the_way(program: Program) -> tuple[dict[fx.Node, int], dict[fx.Node, int]]:
+    """How many modules stand before each node, and how many behind it, on the longest way."""
+    before: dict[fx.Node, int] = {}
+    behind: dict[fx.Node, int] = {}
+    for node in program.graph.nodes:
+        before[node] = max((before[other] + _runs_alone(other, program) for other in node.all_input_nodes), default=0)
+    for node in reversed(program.graph.nodes):
+        behind[node] = max((behind[user] + _runs_alone(user, program) for user in node.users), default=0)
+    return before, behind
 
 
 def _runs_alone(node: fx.Node, program: Program) -> bool:

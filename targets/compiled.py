@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,9 +24,14 @@ class ForAllShapes:
     options: Mapping[str, Any]
     _seen: set[Any] = field(default_factory=set, init=False)
 
+    @functools.cached_property
+    def _compiled(self) -> Function:
+        compiled: Function = torch.compile(self.function, fullgraph=True, dynamic=True, **self.options)
+        return compiled
+
     def bound(self, owner: nn.Module, name: str) -> Function:
         """The function of tensors and sizes, with the parameters of ``owner``."""
-        run = torch.compile(self.function, fullgraph=True, dynamic=True, **self.options)
+        run = self._compiled
 
         def call(*values: Any) -> Any:
             inputs = [_plain(value) for value in values]
