@@ -17,6 +17,7 @@ from ..quiet import quiet
 from ..runtime import SparseModel
 from .artifact import Artifact
 from .exported import Exported, exported, grids_for
+from .interface_text import interface_to_dict
 from .package import Package, read_package, write_package
 
 Shapes = Literal["dynamic", "per_grid"]
@@ -43,23 +44,27 @@ def lower_aot_inductor(
         grids: pooled grids to compile for; those of the policy's density if not given.
         batch: a batch size, or a least and a largest one.
         example_inputs: a call to compile for: its resolution, its lengths of texts; that of the capture if not given.
-        inductor: further options of Inductor, such as ``{"max_autotune": True}``.
+        inductor: further options of Inductor, such as ``{"max_autotune": True}``; not ``freezing``, which hides the weights.
 
     Raises:
         LoweringError: the model or an option does not allow it.
     """
     if shapes not in ("dynamic", "per_grid"):
         raise LoweringError(f"shapes is {shapes!r}; it must be 'dynamic' or 'per_grid'.")
+    if (inductor or {}).get("freezing"):
+        raise LoweringError("inductor has 'freezing', which writes weights into the code; a package holds them apart.")
     if out is not None and Path(out).suffix != ".pt2":
         raise LoweringError(f"out is {str(out)!r}; the name of a package must end in .pt2.")
     all_grids = grids_for(sparse, example_inputs, grids)
     each = all_grids if shapes == "per_grid" and all_grids else (None,)
     programs = {grid: exported(sparse, example_inputs=example_inputs, grids=grids, pooled=grid, batch=batch) for grid in each}
+    interface_to_dict(next(iter(programs.values())).interface)  # what no file can hold is told before the long part
     files = {_name(grid): _compiled(program, inductor or {}) for grid, program in programs.items()}
     interface = replace(next(iter(programs.values())).interface, grids=all_grids)
     folder = tempfile.TemporaryDirectory() if out is None else None
     path = Path(folder.name) / "model.pt2" if folder is not None else Path(out or "")
-    write_package(path, interface, files, _weights(programs.values()))
+    weights, constants = _weights(programs.values())
+    write_package(path, interface, files, weights, constants)
     package = read_package(path)
     package.interface = replace(package.interface, output=interface.output)  # the model's own class of results
     return AotModel(package, sparse._clock, folder)
@@ -84,7 +89,7 @@ class AotModel(Artifact):
         self.path = package.path
         self._package = package
         self._folder = folder  # of a temporary package; it goes when the model goes
-        self._carriers: dict[Grid, torch.Tensor] = {}
+        self._carriers: dict[tuple[Grid, torch.device], torch.Tensor] = {}
 
     def load_state_dict(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take the weights of a sparse model's ``state_dict()``, fine-tuned for one, without compiling again.
@@ -97,9 +102,10 @@ class AotModel(Artifact):
     def _run_compiled(self, inputs: Sequence[torch.Tensor], grid: Grid | None) -> Sequence[torch.Tensor]:
         if grid is None or not self.interface.between:
             return self._package.programs[_name(grid)](*inputs)  # type: ignore[no-any-return]
-        if grid not in self._carriers:
-            self._carriers[grid] = torch.empty(grid, dtype=torch.bool, device=inputs[0].device)
-        return self._package.programs[_name(None)](*inputs, self._carriers[grid])  # type: ignore[no-any-return]
+        place = (grid, inputs[0].device)
+        if place not in self._carriers:
+            self._carriers[place] = torch.empty(grid, dtype=torch.bool, device=inputs[0].device)
+        return self._package.programs[_name(None)](*inputs, self._carriers[place])  # type: ignore[no-any-return]
 
 
 def _name(grid: Grid | None) -> str:
@@ -108,15 +114,22 @@ def _name(grid: Grid | None) -> str:
 
 def _compiled(program: Exported, options: Mapping[str, Any]) -> list[Any]:
     """The files that Inductor makes of one program, without its weights."""
-    with quiet():
-        files = torch._inductor.aot_compile(program.program.module(), program.example, options={**options, **_WEIGHTS_APART})
+    module = program.program.module()
+    try:
+        with quiet():
+            files = torch._inductor.aot_compile(module, program.example, options={**options, **_WEIGHTS_APART})
+    except Exception as error:  # from options to the C++ compiler, its errors share no base but this
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise LoweringError(f"Inductor cannot compile the graph: {type(error).__name__}: {reason}") from error
     return list(files)  # type: ignore[arg-type]  # a list of files where a package is asked for
 
 
-def _weights(programs: Iterable[Exported]) -> dict[str, torch.Tensor]:
+def _weights(programs: Iterable[Exported]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What is in the model's ``state_dict()``, and what else the programs read."""
     weights: dict[str, torch.Tensor] = {}
+    constants: dict[str, torch.Tensor] = {}
     for exported_program in programs:
         program = exported_program.program
-        tensors = {name: value for name, value in program.constants.items() if isinstance(value, torch.Tensor)}
-        weights |= tensors | program.state_dict
-    return weights
+        constants |= {name: value for name, value in program.constants.items() if isinstance(value, torch.Tensor)}
+        weights |= program.state_dict
+    return weights, constants

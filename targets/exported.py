@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import sympy
 import torch
@@ -77,8 +77,9 @@ def exported(
     stage, inputs = stage_for(sparse, example_inputs)
     program = stage.program
     axes = _batch_axes(program)
+    _check_sizes(stage, inputs, axes)
     interface = _interface(program, axes, inputs, grids if pooled is None else [pooled], pooled is None, batch)
-    example = [x for x in _with_batch(inputs, axes, interface) if isinstance(x, torch.Tensor)]
+    example = [x.contiguous() for x in interface.with_batch(inputs) if isinstance(x, torch.Tensor)]
     sides = _open_sides(interface) if pooled is None else {}
     if interface.density is not None and pooled is None:
         example.append(torch.zeros(_usual(interface), dtype=torch.bool, device=example[0].device))
@@ -118,6 +119,20 @@ def stage_for(sparse: SparseModel, example_inputs: Any = None) -> tuple[Stage, l
     if wrong := [node.name for node in stage.program.placeholders if getattr(node.meta["val"], "is_complex", bool)()]:
         raise LoweringError(f"the input {wrong[0]} is complex, which compiled programs do not take: use the target 'inductor'.")
     return stage, inputs
+
+
+def _check_sizes(stage: Stage, inputs: Sequence[Leaf], axes: Mapping[int, Sequence[int]]) -> None:
+    """The sizes of the capture are written into the program, so that the call must have them too, but for the batch."""
+    for i, (node, given, captured) in enumerate(zip(stage.program.placeholders, inputs, stage.example, strict=True)):
+        sizes = [
+            [s for axis, s in enumerate(x.shape) if axis not in axes.get(i, ())] if isinstance(x, torch.Tensor) else x
+            for x in (given, captured)
+        ]
+        if sizes[0] != sizes[1]:
+            raise LoweringError(
+                f"example_inputs has {node.name} of sizes {sizes[0]}, and the model was captured with {sizes[1]}: call sparsify "
+                f"with these example_inputs, and lower the result."
+            )
 
 
 def grids_for(sparse: SparseModel, example_inputs: Any = None, grids: Sequence[Grid] | None = None) -> tuple[Grid, ...]:
@@ -224,24 +239,6 @@ def _batch_axes(program: Program) -> dict[int, list[int]]:
 
     found = {i: [axis for axis, size in enumerate(shape_of(node)) if is_batch(axis, size)] for i, node in enumerate(nodes)}
     return {i: axes for i, axes in found.items() if axes}
-
-
-def _with_batch(inputs: Sequence[Leaf], axes: Mapping[int, Sequence[int]], interface: Interface) -> list[Leaf]:
-    """The example with a batch size in the range, and with no other size equal to it by chance."""
-    if not axes:
-        return list(inputs)
-    first = next(iter(axes))
-    given = int(inputs[first].shape[axes[first][0]])  # type: ignore[union-attr]
-    least, most = interface.batch
-    wanted = min(max(given, least), most)
-    if wanted == given:
-        return list(inputs)
-    changed = list(inputs)
-    for i, along in axes.items():
-        for axis in along:
-            tensor = cast(torch.Tensor, changed[i])
-            changed[i] = tensor.index_select(axis, torch.arange(wanted, device=tensor.device) % given)
-    return changed
 
 
 def _positions(program: Program, names: Sequence[str]) -> tuple[int, GridOfPositions] | None:

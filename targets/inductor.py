@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from ..clock import Timed
+from ..density import Density
 from ..errors import LoweringError
 from ..ops import pool_tokens
 from ..portable import pool_tokens_portably
@@ -20,7 +21,7 @@ from ..tree import Container, function_of, outer_module, sharing
 from .compiled import KINDS, ForAllShapes, ForEachShape, Function, Shapes
 
 
-def lower_inductor(sparse: SparseModel, shapes: Shapes = "dynamic", mode: str = "default") -> Function:
+def lower_inductor(sparse: SparseModel, shapes: Shapes = "dynamic", mode: str = "default") -> Compiled:
     """Compile the trunk's blocks and what stands between them, each with ``fullgraph``; the density is left to the host.
 
     Every kind of block is compiled once, however deep the model. It is compiled when it is first called; parameters are
@@ -45,7 +46,6 @@ def lower_inductor(sparse: SparseModel, shapes: Shapes = "dynamic", mode: str = 
     graphs = bool(modes[mode].get("triton.cudagraphs"))
     plans: dict[Stage, Function] = {}
 
-    @functools.wraps(sparse.forward)
     def run(*args: Any, **kwargs: Any) -> Any:
         stage, inputs = sparse.prepare(args, kwargs)
         if stage not in plans:
@@ -56,7 +56,21 @@ def lower_inductor(sparse: SparseModel, shapes: Shapes = "dynamic", mode: str = 
         torch.compiler.cudagraph_mark_step_begin()
         return pytree.tree_map_only(torch.Tensor, torch.clone, plans[stage](*inputs))
 
-    return run
+    return Compiled(sparse, run)
+
+
+class Compiled(Timed):
+    """What ``torch.compile`` runs; it keeps the sparse model's time."""
+
+    def __init__(self, sparse: SparseModel, run: Function) -> None:
+        self._clock, self._sparse, self._run = sparse._clock, sparse, run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns for these arguments."""
+        return self._run(*args, **kwargs)
+
+    def _density(self) -> Density:
+        return self._sparse._density()
 
 
 class _Units:

@@ -79,6 +79,18 @@ class Interface:
         """Whether several batch sizes are served."""
         return self.batch[0] < self.batch[1]
 
+    def with_batch(self, leaves: Sequence[Any]) -> list[Any]:
+        """Flat inputs with their rows repeated or left out, where their batch size is not one that is served."""
+        return [self._with_batch(leaf, flat) for leaf, flat in zip(leaves, self.inputs, strict=True)]
+
+    def _with_batch(self, leaf: Any, flat: FlatInput) -> Any:
+        for axis, size in enumerate(flat.shape):
+            if size == BATCH:
+                wanted = min(max(given := leaf.shape[axis], self.batch[0]), self.batch[1])
+                if wanted != given:
+                    leaf = leaf.index_select(axis, torch.arange(wanted, device=leaf.device) % given)
+        return leaf
+
 
 class Caller:
     """Checks and flattens calls of one compiled program; what was checked once is not checked again."""
@@ -104,7 +116,8 @@ class Caller:
             self._check(leaves)
             self._valid.add(key)
         self._check_positions(leaves)
-        return [x for x in leaves if isinstance(x, torch.Tensor)], self._grid(leaves)
+        # Compiled code has the strides of its example built in, and takes others without a word.
+        return [x.contiguous() for x in leaves if isinstance(x, torch.Tensor)], self._grid(leaves)
 
     def _grid(self, leaves: Sequence[Any]) -> Grid | None:
         if self._density is None or self.interface.timestep is None:
@@ -154,18 +167,16 @@ class Caller:
             return
         index, reader = self.interface.positions
         table: torch.Tensor = leaves[index]
-        if (
-            self._seen_positions is not None
-            and self._seen_positions[0]() is table
-            and self._seen_positions[1] == _version(table)
-        ):
+        is_counted = not table.is_inference()  # such tensors do not tell when they change
+        seen, version = self._seen_positions or (None, -1)
+        if is_counted and seen is not None and seen() is table and version == table._version:
             return
         grid = reader.sides(math.prod(self.interface.dense_grid), table)
         if grid != self.interface.dense_grid:
             raise GridError(
                 f"the tokens of this call lie on a {_text(grid)} grid, compiled for {_text(self.interface.dense_grid)}."
             )
-        self._seen_positions = weakref.ref(table), _version(table)
+        self._seen_positions = (weakref.ref(table), table._version) if is_counted else None
 
 
 def is_compiled(grid: Grid, grids: Sequence[Grid], between: bool) -> bool:
@@ -173,10 +184,6 @@ def is_compiled(grid: Grid, grids: Sequence[Grid], between: bool) -> bool:
     if not between or not grids or len(grid) != len(grids[0]):
         return tuple(grid) in grids
     return all(min(sides) <= side <= max(sides) for side, *sides in zip(grid, *grids, strict=True))
-
-
-def _version(table: torch.Tensor) -> int:
-    return -1 if table.is_inference() else table._version
 
 
 def _text(sides: Sequence[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
@@ -78,8 +79,11 @@ def lower_onnx(
         interface = replace(program.interface, grids=all_grids)
         models[path_of(path, grid)] = _onnx_model(program, interface, opset or _opset_for(program))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_with_shared_weights(models, path.name + ".data")
-    return OnnxModel(path, interface, providers, sparse._clock, folder)
+    save_with_shared_weights(models, path.name + ".data", stale=[path, *_grid_files(path)])
+    model = OnnxModel(path, interface, providers, sparse._clock, folder)
+    with contextlib.suppress(LoweringError):  # a file may be for another machine; a call here will tell
+        model.open()
+    return model
 
 
 def load(path: str | Path, providers: Sequence[str] | None = None) -> OnnxModel:
@@ -93,13 +97,17 @@ def load(path: str | Path, providers: Sequence[str] | None = None) -> OnnxModel:
         LoweringError: no such files, or not written by sparsify.
     """
     path = Path(path)
-    known = [path] if path.is_file() else sorted(path.parent.glob(f"{path.stem}_*{path.suffix}"))
+    known = [path] if path.is_file() else _grid_files(path)
     if not known:
         raise LoweringError(f"there is no file {path}, nor one for a grid such as {path_of(path, (8, 8)).name}.")
     metadata = _session(known[0], providers).get_modelmeta().custom_metadata_map
     if _METADATA not in metadata:
         raise LoweringError(f"{known[0]} was not written by sparsify: it does not say how the model is called.")
-    model = OnnxModel(path, interface_from_dict(json.loads(metadata[_METADATA])), providers)
+    try:
+        data = json.loads(metadata[_METADATA])
+    except ValueError as error:
+        raise LoweringError(f"{known[0]} has a damaged description of its call: {error}.") from error
+    model = OnnxModel(path, interface_from_dict(data), providers)
     model.open()
     return model
 
@@ -152,6 +160,12 @@ class OnnxModel(Artifact):
         known = {given.name for given in session.get_inputs()}  # what the graph does not read is not among its inputs
         results = session.run(None, {name: value for name, value in feeds.items() if name in known})
         return [torch.from_numpy(result).to(inputs[0].device) for result in results]
+
+
+def _grid_files(path: Path) -> list[Path]:
+    """The files of single grids that belong to the name ``path``."""
+    form = re.compile(rf"{re.escape(path.stem)}_\d+(x\d+)*{re.escape(path.suffix)}")
+    return sorted(other for other in path.parent.glob(f"*{path.suffix}") if form.fullmatch(other.name))
 
 
 def _session(path: Path, providers: Sequence[str] | None) -> Any:

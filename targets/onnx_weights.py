@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +17,22 @@ if TYPE_CHECKING:
 _SMALLEST = 1024  # bytes; smaller constants stay in the graph's own file
 
 
-def save_with_shared_weights(models: Mapping[Path, ir.Model], data: str) -> None:
+def save_with_shared_weights(models: Mapping[Path, ir.Model], data: str, stale: Iterable[Path] = ()) -> None:
     """Save models of one folder; what is equal in them is stored once, in the file ``data`` beside them.
 
     Equal means equal bytes: exporters name folded constants as they like, and a name may stand for others in each graph.
+    What stood there before stays until all is written; then ``stale`` files go, which would read weights of others.
     """
+    folder = next(iter(models)).parent
+    with tempfile.TemporaryDirectory(dir=folder) as draft:
+        _save({Path(draft) / path.name: model for path, model in models.items()}, data)
+        for path in stale:
+            path.unlink(missing_ok=True)
+        for path in Path(draft).iterdir():
+            os.replace(path, folder / path.name)
+
+
+def _save(models: Mapping[Path, ir.Model], data: str) -> None:
     import onnx_ir as ir
 
     (first, *rest) = models

@@ -31,11 +31,13 @@ class Package:
 
     Attributes:
         weights: by name; every program runs on these very tensors.
+        constants: those of them that are no part of the model's ``state_dict()``.
     """
 
     path: Path
     interface: Interface
     weights: dict[str, torch.Tensor]
+    constants: frozenset[str]
     programs: dict[str, Any] = field(repr=False)
 
     def use(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -44,7 +46,8 @@ class Package:
         Raises:
             LoweringError: some are missing, or of another shape or dtype; nothing is changed then.
         """
-        for name, old in self.weights.items():
+        replaced = {name: old for name, old in self.weights.items() if name not in self.constants}
+        for name, old in replaced.items():
             new = weights.get(name)
             if new is None:
                 raise LoweringError(f"the weight {name} is missing; give a whole state_dict() of the sparse model.")
@@ -52,9 +55,7 @@ class Package:
                 raise LoweringError(
                     f"the weight {name} is {new.dtype} of shape {tuple(new.shape)}, compiled as {old.dtype} of shape {tuple(old.shape)}."
                 )
-        self.weights = {
-            name: weights[name].detach().to(old.device, copy=True).contiguous() for name, old in self.weights.items()
-        }
+        self.weights |= {name: weights[name].detach().to(old.device, copy=True).contiguous() for name, old in replaced.items()}
         self.bind()
 
     def bind(self) -> None:
@@ -65,7 +66,11 @@ class Package:
 
 
 def write_package(
-    path: Path, interface: Interface, files: Mapping[str, Sequence[Any]], weights: Mapping[str, torch.Tensor]
+    path: Path,
+    interface: Interface,
+    files: Mapping[str, Sequence[Any]],
+    weights: Mapping[str, torch.Tensor],
+    constants: Mapping[str, torch.Tensor],
 ) -> None:
     """Write a package; what stood at ``path`` before stays until the new one is whole."""
     from safetensors.torch import save
@@ -77,8 +82,13 @@ def write_package(
         package_pt2(str(draft), aoti_files={name: list(paths) for name, paths in files.items()})
         with zipfile.ZipFile(draft, "a", zipfile.ZIP_STORED) as archive:
             root = _root(archive)
-            archive.writestr(root + _WEIGHTS, save({name: _savable(tensor) for name, tensor in weights.items()}))
-        manifest = {"interface": interface_to_dict(interface), "made": _made_by(interface.device), "sha256": _checksums(draft)}
+            archive.writestr(root + _WEIGHTS, save({name: _savable(t) for name, t in {**constants, **weights}.items()}))
+        manifest = {
+            "interface": interface_to_dict(interface),
+            "constants": sorted(set(constants) - set(weights)),
+            "made": _made_by(interface.device),
+            "sha256": _checksums(draft),
+        }
         with zipfile.ZipFile(draft, "a", zipfile.ZIP_STORED) as archive:
             archive.writestr(root + _MANIFEST, json.dumps(manifest))
         os.replace(draft, path)
@@ -110,14 +120,21 @@ def read_package(path: Path) -> Package:
                     f"{path} has been altered since it was written: its checksums differ. Lower the model again."
                 )
             weights = load(archive.read(root + _WEIGHTS))
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            constants = frozenset(manifest["constants"])
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoweringError(
             f"{path} is truncated or damaged ({type(error).__name__}: {error}). Lower the model again."
         ) from error
     device = torch.device(interface.device)
     weights = {name: tensor.to(device) for name, tensor in weights.items()}
-    package = Package(path, interface, weights, load_pt2(str(path)).aoti_runners)
-    package.bind()
+    try:
+        package = Package(path, interface, weights, constants, load_pt2(str(path)).aoti_runners)
+        package.bind()
+    except (RuntimeError, KeyError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise LoweringError(
+            f"torch cannot load {path} here ({type(error).__name__}: {reason}). Lower the model again."
+        ) from error
     return package
 
 
@@ -156,8 +173,13 @@ def _check_made_by(path: Path, made: Mapping[str, str]) -> None:
     for key, value in here.items():
         if made[key] != value:
             raise LoweringError(f"{path} was compiled for {made[key]}, this is {value}; lower the model on this machine.")
-    if made["device"] == "cuda" and not torch.cuda.is_available():
-        raise LoweringError(f"{path} was compiled for a {made.get('gpu', 'GPU')}, and torch sees no GPU here.")
+    if made["device"] == "cuda":
+        if not torch.cuda.is_available():
+            raise LoweringError(f"{path} was compiled for a {made.get('gpu', 'GPU')}, and torch sees no GPU here.")
+        if (gpu := torch.cuda.get_device_name()) != made.get("gpu"):
+            raise LoweringError(
+                f"{path} was compiled for a {made.get('gpu')}, this is a {gpu}; lower the model on this machine."
+            )
     if _release(made["torch"]) != _release(torch.__version__):
         warnings.warn(f"{path} was compiled with torch {made['torch']}, this is {torch.__version__}.", stacklevel=4)
 

@@ -44,6 +44,17 @@ def test_it_agrees_with_eager_at_every_grid_and_batch_size(made: Any) -> None:
                 assert not torch.equal(sparse(*inputs(batch, t=0 if t >= 500 else 999)), want)
 
 
+def test_inputs_in_any_memory_layout_give_the_same(made: Any) -> None:
+    """Compiled code has strides built in; pipelines expand timesteps, and images come channels last."""
+    sparse, fast, _ = made
+    x, _, y = inputs(3)
+    t = torch.tensor([700])
+    cases = [x.to(memory_format=torch.channels_last), x[:1].expand(3, -1, -1, -1), torch.randn(6, 3, 16, 16)[::2]]
+    with torch.no_grad():
+        for case in cases:
+            assert (fast(case, t.expand(3), y) - sparse(case, t.expand(3), y)).abs().max() <= 1e-5
+
+
 def test_the_host_says_the_time_to_the_package_too(made: Any) -> None:
     sparse, _, path = made
     fast, (x, t, y) = load(path), inputs(t=0)

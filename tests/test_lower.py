@@ -18,6 +18,7 @@ from sparsify.errors import GridError
 from sparsify.flat import flat_module
 from sparsify.real import without_complex
 from sparsify.targets import base
+from sparsify.targets.check import check
 from sparsify.targets.exported import exported
 from sparsify.targets.interface import Caller
 from sparsify.targets.interface_text import interface_from_dict, interface_to_dict
@@ -106,6 +107,40 @@ def test_one_exported_program_serves_all_grids_and_batches(name: str) -> None:
             clock = Clock(grid=grid)
             again, _ = Caller(read, clock).flat((), other)
             assert all(torch.equal(a, b) for a, b in zip(again, flat, strict=True))
+
+
+def test_the_check_is_relative_and_finds_what_is_no_number() -> None:
+    _, sparse = sparse_plain()
+    with torch.no_grad():
+        for parameter in sparse.get_submodule("head").parameters():
+            parameter.mul_(1e-6)
+    with pytest.raises(LoweringError, match="differs from eager"):
+        check(sparse, lambda *args: sparse(*args) * 1.001)
+    with pytest.raises(LoweringError, match="differs from eager by nan"):
+        check(sparse, lambda *args: sparse(*args) * float("nan"))
+    check(sparse, sparse)
+
+
+def test_another_resolution_is_captured_before_it_is_exported() -> None:
+    model = ZOO["SD3Transformer2DModel"]
+    sparse = sparsify(model.make(), policy_for(8), model.inputs(2, 0))
+    with pytest.raises(LoweringError, match=r"captured with .*call sparsify with these example_inputs"):
+        exported(sparse, example_inputs=model.inputs(2, 1))
+
+
+def test_positions_that_change_in_place_are_looked_at_again() -> None:
+    entry = ZOO["FluxTransformer2DModel"]
+    sparse = sparsify(entry.make(), policy_for(8), entry.inputs(2, 0))
+    caller = Caller(exported(sparse).interface, Clock(grid=(2, 3)))
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            given = {name: value.clone() for name, value in entry.inputs(2, 0).items()}
+            caller.flat((), given)
+            caller.flat((), given)
+            ids = given["img_ids"]
+            ids.copy_(torch.cat([torch.zeros(48, 1), torch.cartesian_prod(torch.arange(8.0), torch.arange(6.0))], dim=1))
+            with pytest.raises(GridError, match="lie on a 8x6 grid"):
+                caller.flat((), given)
 
 
 def test_fixed_grids_need_no_further_input() -> None:

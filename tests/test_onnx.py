@@ -129,6 +129,26 @@ def test_bfloat16_files_are_valid_whether_or_not_onnxruntime_runs_them(tmp_path:
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
 
 
+def test_files_of_an_earlier_lowering_do_not_stay_beside_new_weights(made: Any, tmp_path: Path) -> None:
+    out, unrelated = tmp_path / "model.onnx", tmp_path / "model_old.onnx"
+    unrelated.write_bytes(b"mine")
+    first = lower(made[0], "onnx", out=out)
+    other = plain(depth=4)
+    with torch.no_grad():
+        other.head.weight.mul_(3)
+    sparse = sparsify(other, SMALL, example_inputs=inputs())
+    lower(sparse, "onnx", out=out, shapes="per_grid", grids=[(3, 3)])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx.data", "model_3x3.onnx", "model_old.onnx"]
+    given = inputs(t=990)
+    with torch.no_grad():
+        assert (load(out)(*given) - sparse(*given)).abs().max() <= 1e-4
+        assert (first(*given) - made[0](*given)).abs().max() <= 3e-5, "what was lowered before has its weights still"
+
+
+def test_a_batch_range_without_the_examples_is_checked_at_one_within(made: Any) -> None:
+    assert lower(made[0], "onnx", batch=(4, 8), check=True).interface.batch == (4, 8)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

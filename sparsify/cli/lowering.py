@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,8 +97,9 @@ def _converted(model: torch.nn.Module, inputs: dict[str, Any], arguments: argpar
         # A timestep may have more digits than the dtype holds; models convert what they make of it themselves.
         inputs = {k: v.to(dtype) if _is_latent(v) else v for k, v in inputs.items()}
     if arguments.batch is not None and arguments.batch[1] > 1:
+        rows = max(2, arguments.batch[0])
         inputs = {
-            k: v.repeat(2, *[1] * (v.ndim - 1)) if isinstance(v, torch.Tensor) and _is_single(v) else v
+            k: v.repeat(rows, *[1] * (v.ndim - 1)) if isinstance(v, torch.Tensor) and _is_single(v) else v
             for k, v in inputs.items()
         }
     return model, inputs
@@ -122,7 +124,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _files(out: Path) -> dict[str, int]:
     """What was written, with sizes in bytes: the file, those of single grids, and the weights beside them."""
-    found = [*out.parent.glob(f"{out.stem}_*{out.suffix}"), out, out.with_name(out.name + ".data")]
+    grids = [path for path in out.parent.glob(f"{out.stem}_*{out.suffix}") if re.search(r"_\d+(x\d+)*$", path.stem)]
+    found = [*grids, out, out.with_name(out.name + ".data")]
     return {str(path): path.stat().st_size for path in found if path.is_file()}
 
 
