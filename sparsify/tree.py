@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -81,18 +81,11 @@ def restore_layers(program: Program) -> nn.ModuleList:
     return layers
 
 
-def sharing(root: nn.Module, constants: Mapping[str, Any], into: nn.Module | None = None) -> nn.Module:
-    """A module that shares ``root``'s registries, so that moves and loads reach it, and has ``constants`` besides."""
-    shared = Container() if into is None else into
-    shared._modules, shared._parameters, shared._buffers = root._modules, root._parameters, root._buffers
-    shared.__dict__.update(constants)
-    return shared
-
-
 def outer_module(program: Program, root: nn.Module, graph: fx.Graph | None = None) -> fx.GraphModule:
-    """The outer graph, or another one in its place, as a module that shares ``root``'s registries."""
+    """The outer graph, or another in its place, as a module that shares ``root``'s registries: moves and loads reach it."""
     outer = fx.GraphModule(nn.Module(), fx.Graph())  # empty at first: it would copy what the graph names
-    sharing(root, program.constants, outer)
+    outer._modules, outer._parameters, outer._buffers = root._modules, root._parameters, root._buffers
+    outer.__dict__.update(program.constants)
     outer.graph = program.graph if graph is None else graph
     return outer
 

@@ -1,4 +1,4 @@
-"""torch.compile of the blocks and of what stands between them; equal ones share one compiled function."""
+"""torch.compile of the blocks: all of one structure and role share one compiled function."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ from torch.utils import _pytree as pytree
 from ..clock import Timed
 from ..density import Density
 from ..errors import LoweringError
-from ..ops import pool_tokens
-from ..portable import pool_tokens_portably
 from ..runtime import SparseModel
-from ..segments import graph_of, segments_of, with_calls
 from ..stage import Stage
-from ..tree import Container, function_of, outer_module, sharing
+from ..tree import function_of, outer_module
 from .compiled import KINDS, ForAllShapes, ForEachShape, Function, Shapes
 
 
 def lower_inductor(sparse: SparseModel, shapes: Shapes = "dynamic", mode: str = "default") -> Compiled:
-    """Compile the trunk's blocks and what stands between them, each with ``fullgraph``; the density is left to the host.
+    """Compile the trunk's blocks, each with ``fullgraph``; the density and what stands between blocks stay as they are.
 
-    Every kind of block is compiled once, however deep the model. It is compiled when it is first called; parameters are
-    looked up at each call, so that training and loading take effect. A model that runs in place has its blocks compiled.
+    Every kind of block is compiled once, however deep the model, when it is first called. Parameters are looked up at each
+    call, so that training and loading take effect.
 
     Args:
         sparse: the model, captured; it is not changed.
@@ -79,31 +76,18 @@ class _Units:
     def __init__(self, sparse: SparseModel, shapes: Shapes, mode: str) -> None:
         self._sparse, self._shapes, self._options = sparse, shapes, {"mode": mode}
         self._units: dict[Any, ForAllShapes | ForEachShape] = {}
-        # Adaptive pooling is compiled for one grid only.
-        self._change = {pool_tokens: pool_tokens_portably} if shapes == "dynamic" else {}
 
     def plan(self, stage: Stage) -> Function:
         """A function from a call's flat inputs to what the model returns."""
         program, sparse = stage.program, self._sparse
-        blocks = {str(node.target): self._block(stage, node) for node in program.all_block_nodes}
+        calls = {}
+        for node in program.all_block_nodes:
+            path = str(node.target)
+            calls[path] = self._unit(stage, program.body_of(node).graph).bound(sparse.get_submodule(path), path)
         if program.in_place:
-            return sparse.in_place(stage, blocks)
-        segments = {segment: self._segment(stage, *graph_of(segment, self._change)) for segment in segments_of(program)}
-        outer = outer_module(program, sparse, with_calls(program, blocks, segments))
+            return sparse.in_place(stage, calls)
+        outer = outer_module(program, sparse, _with_calls(program.graph, calls))
         return lambda *inputs: program.output_spec.unflatten(outer(*inputs))
-
-    def _block(self, stage: Stage, node: fx.Node) -> Function:
-        body = stage.program.body_of(node)
-        return self._unit(stage, body.graph).bound(self._sparse.get_submodule(str(node.target)), str(node.target))
-
-    def _segment(self, stage: Stage, graph: fx.Graph, paths: list[str]) -> Function:
-        owner = Container()
-        for index, path in enumerate(paths):
-            # The sparse model itself would be traced with all that it does on attribute access.
-            owner._modules[f"m{index}"] = (
-                self._sparse.get_submodule(path) if path else sharing(self._sparse, stage.program.constants)
-            )
-        return self._unit(stage, graph).bound(owner, "segment")
 
     def _unit(self, stage: Stage, graph: fx.Graph) -> ForAllShapes | ForEachShape:
         """What is equal shares one function; captures of another mode or dtype don't, so that no code object has many."""
@@ -112,6 +96,16 @@ class _Units:
         if key not in self._units:
             self._units[key] = KINDS[self._shapes](function_of(graph), self._options)
         return self._units[key]
+
+
+def _with_calls(graph: fx.Graph, calls: Mapping[str, Function]) -> fx.Graph:
+    """The outer graph with every block's module as a call of its function."""
+    copy, values = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        values[node] = copy.node_copy(node, values.__getitem__)
+        if "body" in node.meta:
+            values[node].op, values[node].target = "call_function", calls[str(node.target)]
+    return copy
 
 
 def _check(option: str, value: object, allowed: Mapping[str, object]) -> None:

@@ -70,8 +70,7 @@ def test_dynamic_is_one_artifact_of_each_kind_for_all_grids_and_batches() -> Non
         x = inputs(4, t=10)
         assert (fast(*x) - sparse(*x)).abs().max() <= 1e-5
         first = graphs()
-        # merging; split blocks (generate and recover are one kind) and plain ones
-        assert first == 3
+        assert first == 2, "split blocks (generate and recover are one kind) and plain ones"
         for batch, t in ((2, 999), (3, 600), (6, 300)):
             x = inputs(batch, t=t)
             assert (fast(*x) - sparse(*x)).abs().max() <= 1e-5
@@ -110,8 +109,7 @@ def test_the_number_of_artifacts_does_not_grow_with_depth(quick: None) -> None:
         with torch.no_grad():
             lower(sparse, "inductor", shapes="per_grid")(*inputs())
         counts.append(graphs())
-    # Merging, pooled blocks; split and plain ones at two numbers of tokens.
-    assert counts == [6, 6]
+    assert counts == [5, 5], "pooled blocks; split and plain ones at two numbers of tokens"
 
 
 def test_per_grid_takes_more_grids_than_dynamo_allows_shapes_of_one_function(quick: None) -> None:
@@ -123,9 +121,7 @@ def test_per_grid_takes_more_grids_than_dynamo_allows_shapes_of_one_function(qui
             sparse.fix(grid)
             fast(*inputs())
         warm = graphs()
-        # Merging sees the pooled grid, generate, sparse and recover its number of tokens.
-        counts = {h * w for h, w in pooled}
-        assert warm == len(pooled) + 3 * len(counts)
+        assert warm == 3 * len({h * w for h, w in pooled}) > 8, "generate, sparse and recover, for each number of tokens"
         for grid in pooled:
             x = inputs()
             assert (sparse.fix(grid)(*x) - fast(*x)).abs().max() <= 1e-5
@@ -137,7 +133,7 @@ def test_per_grid_does_not_compile_after_its_first_time_through_the_schedule(qui
     fast = lower(sparse, "inductor", shapes="per_grid")
     grids = run_schedule(fast, sparse)
     warm = graphs()
-    assert warm >= 4 * len(grids) > 8
+    assert warm >= 3 * len(grids) > 8
     run_schedule(fast, sparse)
     assert graphs() == warm
 
@@ -275,9 +271,9 @@ def test_options_that_are_not_allowed(dynamic: tuple[SparseModel, Any], options:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shapes, flat", [("dynamic", "dynamic"), ("per_grid", "static")])
-def test_28_blocks_compile_in_a_third_of_the_time_that_they_take_flat(shapes: str, flat: str) -> None:
-    """Processor time, with empty caches; C++ compilers included."""
+@pytest.mark.parametrize("shapes, flat, share", [("dynamic", "dynamic", 1 / 3), ("per_grid", "static", 1 / 2)])
+def test_28_blocks_compile_in_a_share_of_the_time_that_they_take_flat(shapes: str, flat: str, share: float) -> None:
+    """Processor time, with empty caches; C++ compilers included. Static code is made for each number of tokens of a block."""
     ours, theirs = (cold(way, depth=28, width=64) for way in (f"regions, {shapes}", f"flat, {flat}"))
-    assert ours["graphs"] <= 6 and theirs["graphs"] == 1
-    assert 3 * ours["seconds"] <= theirs["seconds"]
+    assert ours["graphs"] <= 5 and theirs["graphs"] == 1
+    assert ours["seconds"] <= share * theirs["seconds"]
