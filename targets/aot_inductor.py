@@ -89,7 +89,6 @@ class AotModel(Artifact):
         self.path = package.path
         self._package = package
         self._folder = folder  # of a temporary package; it goes when the model goes
-        self._carriers: dict[tuple[Grid, torch.device], torch.Tensor] = {}
 
     def load_state_dict(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take the weights of a sparse model's ``state_dict()``, fine-tuned for one, without compiling again.
@@ -102,10 +101,8 @@ class AotModel(Artifact):
     def _run_compiled(self, inputs: Sequence[torch.Tensor], grid: Grid | None) -> Sequence[torch.Tensor]:
         if grid is None or not self.interface.between:
             return self._package.programs[_name(grid)](*inputs)  # type: ignore[no-any-return]
-        place = (grid, inputs[0].device)
-        if place not in self._carriers:
-            self._carriers[place] = torch.empty(grid, dtype=torch.bool, device=inputs[0].device)
-        return self._package.programs[_name(None)](*inputs, self._carriers[place])  # type: ignore[no-any-return]
+        carrier = self._carrier(grid, inputs[0].device)
+        return self._package.programs[_name(None)](*inputs, carrier)  # type: ignore[no-any-return]
 
 
 def _name(grid: Grid | None) -> str:

@@ -31,6 +31,7 @@ class Artifact(Timed):
         self._clock = Clock() if clock is None else clock
         self._caller = Caller(interface, self._clock)
         self._run = run
+        self._carriers: dict[tuple[Grid, torch.device], torch.Tensor] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns for these arguments.
@@ -40,6 +41,12 @@ class Artifact(Timed):
         """
         inputs, grid = self._caller.flat(args, kwargs)
         return self.interface.output.unflatten(self._run(inputs, grid))
+
+    def _carrier(self, grid: Grid, device: torch.device) -> torch.Tensor:
+        """The tensor whose sizes tell a program with an open pooled grid which one it is; nothing reads what it holds."""
+        if (grid, device) not in self._carriers:
+            self._carriers[grid, device] = torch.zeros(grid, dtype=torch.bool, device=device)
+        return self._carriers[grid, device]
 
     def _density(self) -> Density:
         if self.interface.density is None:

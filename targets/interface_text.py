@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ..calls import CallSpec, OutputSpec
+from ..calls import CallSpec
 from ..density import Density
 from ..errors import LoweringError
 from ..grid_readers import GridOfPositions
@@ -73,10 +73,8 @@ def interface_from_dict(data: Mapping[str, Any]) -> Interface:
 
 
 def _output_tree(output: Any) -> Any:
-    return output.tree if isinstance(output, Nesting) else _tree(output)
-
-
-def _tree(output: OutputSpec) -> Any:
+    if isinstance(output, Nesting):
+        return output.tree
     return pytree.tree_unflatten(list(output.constants), output.spec)
 
 

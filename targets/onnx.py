@@ -154,7 +154,7 @@ class OnnxModel(Artifact):
         self.open()
         is_open = None in self.paths
         session = self._sessions[None if is_open else grid]
-        values = list(inputs) + ([torch.empty(grid, dtype=torch.bool)] if grid is not None and is_open else [])
+        values = list(inputs) + ([self._carrier(grid, torch.device("cpu"))] if grid is not None and is_open else [])
         tensors = (i.name for i in self.interface.inputs if i.dtype is not None)
         feeds = {name: value.detach().cpu().numpy() for name, value in zip([*tensors, "pooled_grid"], values, strict=False)}
         known = {given.name for given in session.get_inputs()}  # what the graph does not read is not among its inputs

@@ -136,7 +136,6 @@ class TensorRTModel(Artifact):
         self.engines = engines
         self._inner, self._recipe, self._can_refit = interface, recipe, can_refit
         self._dtype = next(sparse.parameters()).dtype
-        self._carriers: dict[Grid, torch.Tensor] = {}
 
     def refit(self, sparse: SparseModel) -> None:
         """Put the weights of ``sparse``, the same model after fine-tuning, into the engines; nothing is built again.
@@ -163,11 +162,6 @@ class TensorRTModel(Artifact):
         flat = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
         own = DTYPES[self._recipe.precision] if self._recipe.precision is not None else self._dtype
         return [tensor.to(self._dtype) if tensor.dtype == own else tensor for tensor in flat]
-
-    def _carrier(self, grid: Grid, device: torch.device) -> torch.Tensor:
-        if grid not in self._carriers:
-            self._carriers[grid] = torch.zeros(grid, dtype=torch.bool, device=device)
-        return self._carriers[grid]
 
 
 class _Recipe:
