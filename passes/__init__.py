@@ -4,18 +4,31 @@ from .base import BlockRange, Pass
 from .cleanup import Cleanup
 from .density import InsertDensity
 from .fuse_attention import FuseAttention
-from .pipeline import Pipeline, pipeline_for, pipeline_of
+from .linear_before_copy import LinearBeforeCopy
+from .mean_before_linear import MeanBeforeLinear
+from .narrow_linear import NarrowLinear
+from .once_for_blocks import OnceForBlocks
+from .pipeline import SAVINGS, Pipeline, pipeline_for, pipeline_of
 from .pool_attention import PoolAttention
+from .prompt_once import PromptOnce
+from .share import Share
 from .sparse_dense import SparseDense
 
 __all__ = [
+    "SAVINGS",
     "BlockRange",
     "Cleanup",
     "FuseAttention",
     "InsertDensity",
+    "LinearBeforeCopy",
+    "MeanBeforeLinear",
+    "NarrowLinear",
+    "OnceForBlocks",
     "Pass",
     "Pipeline",
     "PoolAttention",
+    "PromptOnce",
+    "Share",
     "SparseDense",
     "pipeline_for",
     "pipeline_of",

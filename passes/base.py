@@ -13,6 +13,7 @@ from torch import fx
 
 from ..errors import PolicyError, RewriteError
 from ..program import Body, Program, Skip
+from ..shapes import annotate
 
 
 class BlockRange(NamedTuple):
@@ -96,6 +97,10 @@ class Pass(ABC):
                 program.skips.append(Skip(self.name, self.describe(place), reason))
         return rewritten
 
+    def make(self, graph: fx.Graph, target: object, args: tuple[Any, ...], origin: fx.Node, **kwargs: Any) -> fx.Node:
+        """A new operator at the graph's insertion point, with its value and where it came from."""
+        return self.mark(annotate(graph.call_function(target, args, kwargs)), origin)  # type: ignore[arg-type]
+
     def mark(self, node: fx.Node, origin: fx.Node) -> fx.Node:
         """Record on a node that this pass made it, and from which one."""
         node.meta["provenance"] = Provenance(self.name, origin.name)
@@ -111,3 +116,8 @@ def copy_body(body: Body, name: str) -> Body:
     for node, twin in copied.items():
         twin.meta = dict(node.meta)
     return dataclasses.replace(body, name=name, graph=graph)
+
+
+def remove_dead(graph: fx.Graph) -> None:
+    """Remove what nothing reads; inputs stay, because the calls give them."""
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))

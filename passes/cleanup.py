@@ -27,7 +27,7 @@ class Cleanup(Pass):
     name: ClassVar[str] = "cleanup"
 
     def match(self, program: Program) -> Iterable[fx.Graph]:
-        return [program.graph, *(body.graph for body in program.bodies.values())]
+        return program.graphs.values()
 
     def rewrite(self, program: Program, place: fx.Graph) -> None:
         used = {node.meta["body"] for node in program.all_block_nodes}

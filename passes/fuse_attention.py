@@ -11,8 +11,8 @@ from torch import fx
 
 from ..attention import SDPA
 from ..program import Body, Program
-from ..shapes import annotate, shape_of
-from .base import Pass
+from ..shapes import shape_of
+from .base import Pass, remove_dead
 
 aten = torch.ops.aten
 
@@ -55,17 +55,14 @@ class FuseAttention(Pass):
     def rewrite(self, program: Program, place: Written) -> None:
         graph = place.body.graph
         with graph.inserting_before(place.output):
-            key = self._make(graph, aten.transpose.int, (place.key_transposed, -2, -1), place.output)
+            key = self.make(graph, aten.transpose.int, (place.key_transposed, -2, -1), place.output)
             operands = (place.query, key, place.value, place.mask, place.dropout)
-            fused = self._make(graph, SDPA, operands, place.output, scale=place.scale)
+            fused = self.make(graph, SDPA, operands, place.output, scale=place.scale)
         place.output.replace_all_uses_with(fused)
-        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        remove_dead(graph)
 
     def describe(self, place: Written) -> str:
         return f"{place.output.name} of {place.body.name}"
-
-    def _make(self, graph: fx.Graph, target: object, args: tuple[object, ...], origin: fx.Node, **kwargs: object) -> fx.Node:
-        return self.mark(annotate(graph.call_function(target, args, kwargs)), origin)  # type: ignore[arg-type]
 
 
 def _written_around(body: Body, softmax: fx.Node) -> Written | None:

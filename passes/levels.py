@@ -101,12 +101,15 @@ class Levels:
         if not isinstance(node, fx.Node) or node not in self.sparse:
             return node
         if node not in self._restored:
-            restored = node
-            for place in self._that_shrink(self.sparse[node]):
-                pooled, grid = self._sides(place, self.program.pooled_nodes), self._sides(place, self.program.grid_nodes)
-                restored = self.make(restore_tokens, (restored, pooled, grid, *self._rows(place)), node)
-            self._restored[node] = restored
+            self._restored[node] = self.restore(node, self.sparse[node])
         return self._restored[node]
+
+    def restore(self, node: fx.Node, layout: Sequence[TokenAxis]) -> fx.Node:
+        """A sparse value at the dense grid; ``layout`` says where the tokens are in it."""
+        for place in self._that_shrink(layout):
+            pooled, grid = self._sides(place, self.program.pooled_nodes), self._sides(place, self.program.grid_nodes)
+            node = self.make(restore_tokens, (node, pooled, grid, *self._rows(place)), node)
+        return node
 
     def bypass(self, node: Any, siblings: Sequence[fx.Node] = ()) -> Any:
         """What ``node`` would be, dense, if the module's blocks handed on their tokens unchanged."""
@@ -216,7 +219,7 @@ class Levels:
     def _sides(self, place: TokenAxis, nodes: Sequence[Any]) -> list[Any]:
         return [nodes[index] for index in place.sides]
 
-    def _that_shrink(self, layout: Layout) -> list[TokenAxis]:
+    def _that_shrink(self, layout: Sequence[TokenAxis]) -> list[TokenAxis]:
         """Without axes that hold nothing but the time, where time is not pooled."""
         density = self.program.density
         keeps_time = density is not None and density.keeps_time(self.program.grid_hint)

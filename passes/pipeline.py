@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +14,26 @@ from ..errors import PolicyError
 from ..plan import Part, Plan
 from ..policy import Policy
 from ..program import Program
+from ..savings import Saving, Total
 from ..verify import verify
 from .base import BlockRange, Pass
 from .cleanup import Cleanup
 from .density import InsertDensity
 from .fuse_attention import FuseAttention
+from .linear_before_copy import LinearBeforeCopy
+from .mean_before_linear import MeanBeforeLinear
+from .narrow_linear import NarrowLinear
+from .once_for_blocks import OnceForBlocks
 from .pool_attention import PoolAttention
+from .prompt_once import PromptOnce
+from .share import Share
 from .sparse_dense import SparseDense
 
-REGISTRY: dict[str, type[Pass]] = {p.name: p for p in (FuseAttention, PoolAttention, InsertDensity, SparseDense, Cleanup)}
+# What is exact and makes the graph cheaper, in the order in which they run: each leaves the next one less to look at.
+SAVINGS: tuple[type[Pass], ...] = (MeanBeforeLinear, LinearBeforeCopy, NarrowLinear, OnceForBlocks, Share, PromptOnce)
+SAVING_NAMES = tuple([each.name for each in SAVINGS])
+_ALL: list[type[Pass]] = [FuseAttention, PoolAttention, InsertDensity, SparseDense, *SAVINGS, Cleanup]
+REGISTRY: dict[str, type[Pass]] = {each.name: each for each in _ALL}
 
 # How an option of each type is read from text; str() writes it.
 _READERS: dict[str, Callable[[str], Any]] = {
@@ -55,15 +66,20 @@ class Pipeline:
             VerificationError: a pass left an illegal program; the message names it.
         """
         verify(program, "capture")
-        rewritten = 0
+        rewritten, total = 0, None
         for rewrite in self.passes:
-            started = time.perf_counter()
             program.stage = "sparse"
+            if isinstance(rewrite, SAVINGS) and total is None:
+                total = Total.of(program)
+            started = time.perf_counter()
             done = rewrite.run(program)
             if isinstance(rewrite, (PoolAttention, SparseDense)):
                 rewritten += done
             verify(program, rewrite.name)
             self.timings[rewrite.name] = self.timings.get(rewrite.name, 0.0) + time.perf_counter() - started
+            if total is not None and isinstance(rewrite, SAVINGS):
+                before, total = total, Total.of(program)
+                program.savings.append(Saving.between(rewrite.name, done, before, total))
         return rewritten
 
     def __str__(self) -> str:
@@ -87,8 +103,8 @@ def pipeline_for(policy: Policy, depth: int) -> Pipeline:
     return pipeline_of(Plan((Part(policy.fitted(depth), 0, depth),), str(policy)))
 
 
-def pipeline_of(plan: Plan) -> Pipeline:
-    """The passes that a plan asks for."""
+def pipeline_of(plan: Plan, savings: Collection[str] = SAVING_NAMES) -> Pipeline:
+    """The passes that a plan asks for, and those of the exact savings that are named."""
     if not plan.rewrites:
         return Pipeline(())
     passes: list[Pass] = [FuseAttention(), InsertDensity(plan.schedule)]
@@ -100,7 +116,7 @@ def pipeline_of(plan: Plan) -> Pipeline:
             blocks = BlockRange(start, start + module.depth - 1)
             passes.append(SparseDense(blocks, module.generate, module.sparse, module.recover))
             start += module.depth
-    return Pipeline((*passes, Cleanup()))
+    return Pipeline((*passes, *(saving() for saving in SAVINGS if saving.name in savings), Cleanup()))
 
 
 def _pass_text(rewrite: Pass) -> str:

@@ -11,8 +11,8 @@ from torch import fx
 
 from ..attention import Attention, contractions, refusal_to_mix, self_attentions
 from ..program import Body, Program
-from ..shapes import annotate, emit_size, shape_of
-from .base import BlockRange, Pass, copy_body
+from ..shapes import emit_size, shape_of
+from .base import BlockRange, Pass, copy_body, remove_dead
 
 aten = torch.ops.aten
 
@@ -57,39 +57,36 @@ class PoolAttention(Pass):
                 mean = self._mean_of_values(body.graph, attention)
                 repeats = int(shape_of(attention.query)[-3]) // int(shape_of(mean)[-3]) if attention.shares_values else 1
                 if repeats > 1:
-                    mean = self._make(body.graph, aten.repeat_interleave.self_int, (mean, repeats, -3), attention.node)
+                    mean = self.make(body.graph, aten.repeat_interleave.self_int, (mean, repeats, -3), attention.node)
                 tokens = emit_size(body.graph, shape_of(attention.query)[-2])
                 sizes = [-1] * (attention.node.meta["val"].ndim - 2) + [tokens, -1]
-                spread = self._make(body.graph, aten.expand.default, (mean, sizes), attention.node)
+                spread = self.make(body.graph, aten.expand.default, (mean, sizes), attention.node)
             attention.node.replace_all_uses_with(spread)
         for node, position in _linear_attentions(body):
             keys = node.args[position]
             assert isinstance(keys, fx.Node)  # noqa: S101  # matched as such
             with body.graph.inserting_before(node):
                 axis = [len(shape_of(keys)) - 1 if position == 0 else len(shape_of(keys)) - 2]
-                mean = self._make(body.graph, aten.mean.dim, (keys, axis, True), node)
-                node.update_arg(position, self._make(body.graph, aten.expand_as.default, (mean, keys), node))
-        body.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+                mean = self.make(body.graph, aten.mean.dim, (keys, axis, True), node)
+                node.update_arg(position, self.make(body.graph, aten.expand_as.default, (mean, keys), node))
+        remove_dead(body.graph)
         return body
 
     def _mean_of_values(self, graph: fx.Graph, attention: Attention) -> fx.Node:
         if attention.mask is None:
-            return self._make(graph, aten.mean.dim, (attention.value, [-2], True), attention.node)
+            return self.make(graph, aten.mean.dim, (attention.value, [-2], True), attention.node)
         mask = attention.mask
         if mask.meta["val"].dtype == torch.bool:
-            shut_out = self._make(graph, aten.logical_not.default, (mask,), attention.node)
-            zeros = self._make(graph, aten.zeros_like.default, (mask,), attention.node, dtype=attention.value.meta["val"].dtype)
-            mask = self._make(graph, aten.masked_fill.Scalar, (zeros, shut_out, float("-inf")), attention.node)
+            shut_out = self.make(graph, aten.logical_not.default, (mask,), attention.node)
+            zeros = self.make(graph, aten.zeros_like.default, (mask,), attention.node, dtype=attention.value.meta["val"].dtype)
+            mask = self.make(graph, aten.masked_fill.Scalar, (zeros, shut_out, float("-inf")), attention.node)
         # Attention with all logits equal: softmax of the mask alone; where nothing is allowed 0, as attention gives there.
-        weights = self._make(graph, aten._safe_softmax.default, (mask, -1), attention.node)
+        weights = self.make(graph, aten._safe_softmax.default, (mask, -1), attention.node)
         value = attention.value
         if attention.shares_values and shape_of(weights)[-3] != 1:
             repeats = int(shape_of(attention.query)[-3]) // int(shape_of(value)[-3])
-            value = self._make(graph, aten.repeat_interleave.self_int, (value, repeats, -3), attention.node)
-        return self._make(graph, aten.matmul.default, (weights, value), attention.node)
-
-    def _make(self, graph: fx.Graph, target: object, args: tuple[object, ...], origin: fx.Node, **kwargs: object) -> fx.Node:
-        return self.mark(annotate(graph.call_function(target, args, kwargs)), origin)  # type: ignore[arg-type]
+            value = self.make(graph, aten.repeat_interleave.self_int, (value, repeats, -3), attention.node)
+        return self.make(graph, aten.matmul.default, (weights, value), attention.node)
 
 
 def _linear_attentions(body: Body) -> list[tuple[fx.Node, int]]:

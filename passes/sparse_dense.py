@@ -149,13 +149,14 @@ class SparseDense(Pass):
         if len(places) != 1:
             raise RewriteError(f"{sparse.name} holds the tokens of the grid on {len(places)} axes, and one was expected")
         place = places[0]
-        dense, up = levels.bypass(sparse), levels.at_dense(sparse)
+        dense = levels.bypass(sparse)
         fake = dense.meta["val"]
         restore = Restore(f"sparsify_restore.{len(program.restores)}", int(fake.shape[-1]), fake.dtype, fake.device)
         program.restores.append(restore)
-        parts = self._parts(levels, up, place)
+        parts = self._parts(levels, sparse, place)
         grid_rows = self._parts(levels, dense, place)[1]
-        sparse_part = self._linear(levels, parts[1], f"{restore.name}.sparse", restore)
+        alone = [TokenAxis(other.axis, other.sides) if other is place else other for other in layout]
+        sparse_part = self._linear(levels, levels.restore(parts[1], alone), f"{restore.name}.sparse", restore)
         dense_part = self._linear(levels, grid_rows, f"{restore.name}.dense", restore)
         parts[1] = levels.make(aten.add.Tensor, (sparse_part, dense_part), sparse)
         return self._joined(levels, parts, place, sparse)

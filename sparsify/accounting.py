@@ -43,8 +43,8 @@ def make_report(
 ) -> Report:
     """The report of ``program`` after its passes; ``dense`` is its cost before them."""
     sparse = Costs.of(program)
-    densities = _densities(program)
-    sizes = [_sizes(program, grid) for grid, _ in densities]
+    densities = densities_of(program)
+    sizes = [sizes_at(program, grid) for grid, _ in densities]
     shares = [share for _, share in densities]
     costs = [[evaluate(cost, at) for at in sizes] for cost in sparse.blocks]
     outside = [evaluate(sparse.outside, at) for at in sizes]
@@ -86,6 +86,8 @@ def make_report(
         gflops=sum(share * total for share, total in zip(shares, totals, strict=True)) / 1e9,
         parameters=parameters,
         parameters_added=added,
+        savings=tuple(program.savings),
+        gflops_once=sum(evaluate(graph_cost(graph), sizes[0]) for graph in program.prompts.values()) / 1e9,
         densities=tuple(
             DensityReport(grid, share, total / 1e9) for (grid, share), total in zip(densities, totals, strict=True)
         ),
@@ -95,13 +97,14 @@ def make_report(
     )
 
 
-def _densities(program: Program) -> list[tuple[Grid, float]]:
+def densities_of(program: Program) -> list[tuple[Grid, float]]:
+    """The pooled grids of the schedule, with the share of the timesteps that each has."""
     if program.density is None:
         return [(program.grid_hint, 1.0)]
     return list(program.density.grids(program.grid_hint).items())
 
 
-def _sizes(program: Program, pooled: Grid) -> dict[sympy.Basic, int]:
+def sizes_at(program: Program, pooled: Grid) -> dict[sympy.Basic, int]:
     """Every size symbol's number: those of the capture, batch 1, and the sides of one pooled grid."""
     sizes = {symbol: int(size) for symbol, size in program.shape_env.backed_var_to_val.items()}
     batch = shape_of(program.placeholders[0])[0] if shape_of(program.placeholders[0]) else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from .calls import split_inputs
 from .errors import GridError, InputError, PolicyError, RewriteError
+from .passes.pipeline import SAVING_NAMES
 from .policy import Policy
 from .runtime import SparseModel
 from .stage import Request
@@ -23,6 +24,7 @@ def sparsify(
     grid: Sequence[int] | None = None,
     timestep: str | None = None,
     verify: Literal["standard", "full"] = "standard",
+    savings: bool | Collection[str] = True,
 ) -> SparseModel:
     """Rewrite a Diffusion Transformer so that most of its blocks see fewer tokens (SparseDiT, arXiv 2412.06028).
 
@@ -38,6 +40,8 @@ def sparsify(
         verify: ``"standard"`` checks every graph after every pass. ``"full"`` also runs the model on the example inputs:
             for some of the tokens each split block must equal the dense one on them, and every block in the middle must
             really get fewer tokens.
+        savings: which of the exact savings to make (named in ``sparsify.passes.SAVINGS``): all, none, or those with these names. They
+            change results by rounding alone.
 
     Returns:
         A module called like ``model``, with :meth:`~sparsify.runtime.SparseModel.report` and ``graph_module``.
@@ -56,11 +60,21 @@ def sparsify(
         raise GridError(f"grid is {grid!r}; it must be one to three integers, such as (32, 32).")
     if verify not in ("standard", "full"):
         raise InputError(f"verify is {verify!r}; it must be 'standard' or 'full'.")
-    sparse = SparseModel(model, Request(policy, None if grid is None else tuple(grid), timestep, verify))
+    sparse = SparseModel(model, Request(policy, None if grid is None else tuple(grid), timestep, verify, _names(savings)))
     if example_inputs is not None:
         args, kwargs = split_inputs(example_inputs)
         sparse.capture(args, kwargs)
     return sparse
+
+
+def _names(savings: Any) -> tuple[str, ...]:
+    known = SAVING_NAMES
+    if isinstance(savings, bool):
+        return known if savings else ()
+    named = list(savings) if isinstance(savings, Collection) and not isinstance(savings, str) else [savings]
+    if unknown := [name for name in named if name not in known]:
+        raise InputError(f"savings has {unknown[0]!r}; it must be True, False, or some of {list(known)}.")
+    return tuple(name for name in known if name in named)
 
 
 def _check_policy(policy: Any) -> None:

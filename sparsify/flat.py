@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -79,7 +79,9 @@ class _Flattener:
     def _outer(self, node: fx.Node) -> Any:
         if "body" in node.meta:
             body = self.program.body_of(node)
-            return self._inline(body, str(node.target), [self._of(argument) for argument in node.args])
+            return self._inline(body.graph, list(map(self._of, node.args)), f"{node.target}.", self._names_of_constants(body))
+        if node.target in self.program.prompts:
+            return self._inline(self.program.prompts[str(node.target)], list(map(self._of, node.args)), "", {})
         source = node.args[0] if node.args else None
         value = self._values[source] if isinstance(source, fx.Node) else None
         if isinstance(value, tuple):  # one result of a block, or one side of a grid
@@ -89,19 +91,23 @@ class _Flattener:
     def _of(self, argument: Any) -> Any:
         return fx.node.map_arg(argument, self._values.__getitem__)
 
-    def _inline(self, body: Body, path: str, arguments: list[Any]) -> Any:
-        values: dict[fx.Node, Any] = dict(zip(body.placeholders, arguments, strict=True))
+    def _inline(self, graph: fx.Graph, arguments: list[Any], prefix: str, constants: Mapping[str, str]) -> Any:
+        """Write a graph out; what it names is under ``prefix``, except for ``constants``, which have other names."""
+        values: dict[fx.Node, Any] = dict(zip(graph.find_nodes(op="placeholder"), arguments, strict=True))
         result: Any = None
-        for node in body.graph.nodes:
+        for node in graph.nodes:
             if node.op == "output":
                 result = fx.node.map_arg(node.args[0], values.__getitem__)
-            elif node.op == "get_attr" and node.target in body.constants:
-                name = f"{body.name}_{node.target}".replace(".", "_")
-                self.constants[name] = body.constants[node.target]
-                values[node] = self.graph.create_node("get_attr", name)
+            elif node.op == "get_attr" and node.target in constants:
+                values[node] = self.graph.create_node("get_attr", constants[str(node.target)])
             elif node not in values:
-                values[node] = self._copied(node, lambda argument: fx.node.map_arg(argument, values.__getitem__), f"{path}.")
+                values[node] = self._copied(node, lambda argument: fx.node.map_arg(argument, values.__getitem__), prefix)
         return tuple(result) if isinstance(result, (tuple, list)) else result
+
+    def _names_of_constants(self, body: Body) -> dict[str, str]:
+        names = {name: f"{body.name}_{name}".replace(".", "_") for name in body.constants}
+        self.constants |= {names[name]: value for name, value in body.constants.items()}
+        return names
 
     def _copied(self, node: fx.Node, of: Callable[[Any], Any], prefix: str) -> Any:
         if node.op == "output":

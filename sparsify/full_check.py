@@ -18,7 +18,7 @@ from .density import Grid
 from .errors import InputError, VerificationError
 from .plan import Plan
 from .probe import disagreement, draws_random_numbers, few_inputs
-from .program import DENSITY, Program
+from .program import DENSITY, Body, Program
 from .trunk import BlockCall, find_trunk
 
 
@@ -40,21 +40,42 @@ def check_fully(program: Program, plan: Plan, sparse: nn.Module, model: nn.Modul
         raise InputError('verify="full" runs the model, and its weights or inputs are on the meta device; use real ones.')
     args, kwargs = program.call.unflatten(inputs)
     calls = {call.path: call for call in find_trunk(model, args, kwargs, fake=False)}
-    _check_subsets(program, sparse, calls)
+    _check_subsets(program, sparse, calls, _given(program, sparse, (args, kwargs)))
     roles = zip(program.block_nodes, plan.roles(), strict=True)
     middle = [node for node, role in roles if role.name in ("generate", "sparse")]
     for grid in program.density.grids(program.grid_hint) if program.density and middle else ():
         _check_tokens(program, sparse, (args, kwargs), grid, [(node, calls[str(node.target)]) for node in middle])
 
 
-def _check_subsets(program: Program, sparse: nn.Module, calls: Mapping[str, BlockCall]) -> None:
+def _given(program: Program, sparse: nn.Module, arguments: tuple[Any, Any]) -> dict[str, Sequence[Any]]:
+    """What blocks are given from outside besides what the model's own code gives them."""
+    given: dict[str, Sequence[Any]] = {}
+
+    def recorder(path: str, body: Body) -> Callable[..., None]:
+        def record(module: nn.Module, args: Sequence[Any]) -> None:
+            end = len(args) - len(body.twins)
+            given[path] = args[end - body.given : end]
+
+        return record
+
+    with ExitStack() as stack, torch.no_grad():
+        for node in program.block_nodes:
+            hook = recorder(str(node.target), program.body_of(node))
+            stack.callback(sparse.get_submodule(str(node.target)).register_forward_pre_hook(hook).remove)
+        sparse(*arguments[0], **arguments[1])
+    return given
+
+
+def _check_subsets(
+    program: Program, sparse: nn.Module, calls: Mapping[str, BlockCall], given: Mapping[str, Sequence[Any]]
+) -> None:
     for path, (body, subset) in (program.trials or {}).items():
         node = next(node for node in program.block_nodes if node.target == path)
         if draws_random_numbers(body):
             continue  # dropout draws other numbers for fewer tokens
         call = calls[path]
         with torch.no_grad():
-            part = sparse.get_submodule(path)(*few_inputs(body, program.body_of(node), call.inputs, subset))
+            part = sparse.get_submodule(path)(*few_inputs(body, program.body_of(node), call.inputs, subset, given[path]))
         part = part if isinstance(part, torch.Tensor) else part[body.token_output]
         if reason := disagreement(body, subset, call.outputs[body.token_output], part):
             raise VerificationError(f"{path}, on its own weights and inputs: {reason}.")

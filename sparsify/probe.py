@@ -94,8 +94,8 @@ def disagreement(body: Body, subset: Subset, whole: torch.Tensor, part: torch.Te
     return None
 
 
-def few_inputs(body: Body, split: Body, inputs: Sequence[Any], subset: Subset) -> list[Any]:
-    """The inputs of the split block: the chosen tokens as queries, all of them as keys."""
+def few_inputs(body: Body, split: Body, inputs: Sequence[Any], subset: Subset, given: Sequence[Any] = ()) -> list[Any]:
+    """The inputs of the split block: the chosen tokens as queries, all of them as keys, and what is ``given`` from outside."""
     few = list(inputs)
     for position in aligned_inputs(body):
         node = body.placeholders[position]
@@ -103,7 +103,7 @@ def few_inputs(body: Body, split: Body, inputs: Sequence[Any], subset: Subset) -
             few[position] = subset.take(inputs[position], position, moving_axes(body, node))
         else:
             few[position] = _number(size_of(node.meta["val"]), subset.few)
-    return few + _twins(body, split, inputs, subset)
+    return [*few, *given, *_twins(body, split, inputs, subset)]
 
 
 def _twins(body: Body, split: Body, inputs: Sequence[Any], subset: Subset) -> list[Any]:
@@ -117,10 +117,11 @@ def _twins(body: Body, split: Body, inputs: Sequence[Any], subset: Subset) -> li
 
 def draws_random_numbers(body: Body) -> bool:
     """Whether a block gives another result at every run, as dropout does."""
-    return any(map(_draws, body.graph.nodes))
+    return any(map(is_random, body.graph.nodes))
 
 
-def _draws(node: fx.Node) -> bool:
+def is_random(node: fx.Node) -> bool:
+    """Whether an operator gives another result at every run."""
     if node.target == SDPA:  # only with dropout, its fifth argument
         return bool((node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)) != 0.0)
     if node.target == torch.ops.aten.dropout.default:

@@ -24,10 +24,12 @@ from .shapes import Size
 
 if TYPE_CHECKING:
     from .probe import Subset
+    from .savings import Saving
     from .side_inputs import SideValues
 
-DENSITY = "sparsify_density"  # the modules behind the density and the grid node; names that no model uses
+DENSITY = "sparsify_density"  # the modules behind the density, the grid and prompt nodes; names that no model uses
 GRID = "sparsify_grid"
+PROMPT = "sparsify_prompt"
 
 
 class Twin(NamedTuple):
@@ -52,6 +54,7 @@ class Body:
         moving: the size symbols that follow the number of tokens.
         twins: inputs that come once more, behind the others, at the level of the keys, where those are other tokens.
         conditions: what tracing took for granted about the sizes of the inputs, as expressions.
+        given: how many inputs, in front of the twins, are values of the block's own that are computed outside of it.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Body:
     moving: frozenset[sympy.Symbol] = frozenset()
     twins: tuple[Twin, ...] = ()
     conditions: list[Any] = field(default_factory=list)
+    given: int = 0
 
     @property
     def placeholders(self) -> list[fx.Node]:
@@ -115,6 +119,9 @@ class Program:
         timestep: the placeholder that carries the timestep, if one was found.
         density: the schedule behind the density node, once there is one.
         restores: the new layers that passes ask for.
+        prompts: by the name of the node that calls it, a graph whose results are the same for a whole sampling run.
+        savings: what each exact saving gave.
+        tied: of tensors that the model has under several names, each further name and the first.
         skips: what passes left alone.
         in_place: for a model that runs in place, how each block is called.
         outputs: how each block then nests its outputs.
@@ -145,6 +152,9 @@ class Program:
     timestep: str | None = None
     density: Density | None = None
     restores: list[Restore] = field(default_factory=list)
+    prompts: dict[str, fx.Graph] = field(default_factory=dict)
+    savings: list[Saving] = field(default_factory=list, repr=False)
+    tied: dict[str, str] = field(default_factory=dict, repr=False)
     skips: list[Skip] = field(default_factory=list)
     in_place: dict[str, CallSpec] = field(default_factory=dict, repr=False)
     outputs: dict[str, OutputSpec] = field(default_factory=dict, repr=False)
@@ -164,6 +174,15 @@ class Program:
         """The trunk's nodes in execution order."""
         by_path = {node.target: node for node in self.all_block_nodes}
         return [by_path[path] for path in self.paths]
+
+    def owner(self, name: str) -> str:
+        """The first of the names under which the model has the tensor of this name."""
+        return self.tied.get(name, name)
+
+    @property
+    def graphs(self) -> dict[str, fx.Graph]:
+        """Every graph of the program by a name for messages."""
+        return {"outer graph": self.graph, **self.prompts, **{name: body.graph for name, body in self.bodies.items()}}
 
     def body_of(self, node: fx.Node) -> Body:
         """The body of a block's node."""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # rich is loaded when a report is printed
     from rich.console import RenderableType
     from rich.table import Table
 
+    from .savings import Saving
+
 
 @dataclass(frozen=True)
 class DensityReport:
@@ -53,7 +55,7 @@ class Report:
     """The account of one sparsification. Print it for a table; ``to_json()`` for machines.
 
     GFLOPs are multiply-adds / 1e9 of one forward pass at batch 1, counted on the graph; ``gflops`` is their mean over
-    the timesteps of the schedule.
+    the timesteps of the schedule. ``gflops_once`` are those that a sampling run needs once for each prompt, in no other figure.
     """
 
     model: str
@@ -71,6 +73,8 @@ class Report:
     densities: tuple[DensityReport, ...]
     blocks: tuple[BlockReport, ...]
     skipped: tuple[Skipped, ...]
+    savings: tuple[Saving, ...] = ()
+    gflops_once: float = 0.0
     pass_seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -87,7 +91,7 @@ class Report:
     def __rich__(self) -> RenderableType:
         from rich.console import Group
 
-        return Group(*self._lines(), self._density_table(), self._block_table(), *self._skipped_lines())
+        return Group(*self._lines(), self._density_table(), *self._savings_table(), self._block_table(), *self._skipped_lines())
 
     def _lines(self) -> list[str]:
         share = self.gflops / self.gflops_dense if self.gflops_dense else 1.0
@@ -114,6 +118,17 @@ class Report:
             cells = (_grid_text(density.grid), str(tokens), f"{density.share:.1%}", f"{density.gflops:.2f}")
             table.add_row(*cells, f"{density.gflops / self.gflops_dense:.1%}" if self.gflops_dense else "")
         return table
+
+    def _savings_table(self) -> list[RenderableType]:
+        from rich.table import Table
+
+        table = Table(title="exact savings, per forward pass", title_justify="left")
+        for heading in ("pass", "places", "GFLOPs saved", "MB not read or written"):
+            table.add_column(heading, justify="left" if heading == "pass" else "right")
+        for saving in self.savings:
+            table.add_row(saving.pass_name, str(saving.places), f"{saving.gflops:.3f}", f"{saving.megabytes:.1f}")
+        once = [f"once for each prompt, not in the figures above: {self.gflops_once:.3f} GFLOPs"] if self.gflops_once else []
+        return [table, *once] if self.savings else []
 
     def _block_table(self) -> Table:
         from rich.table import Table

@@ -17,6 +17,7 @@ from .errors import CaptureError, ConstantError, GridError, InputError, NotCaptu
 from .full_check import check_fully
 from .in_place_run import InPlace
 from .program import DENSITY, GRID, Program
+from .prompt import PromptModule
 from .report import Report
 from .stage import Request, Stage, build_stage
 from .tree import kind_of, mirror, outer_module, restore_layers, share_tensors
@@ -190,6 +191,7 @@ class SparseModel(Timed, nn.Module):
             readers[DENSITY] = DensityModule(program.density, self._clock)
         if program.grid_reader is not None:
             readers[GRID] = GridModule(program.grid_reader, bool(program.rows_before))
+        readers |= {name: PromptModule(outer_module(program, self, graph)) for name, graph in program.prompts.items()}
         for name, reader in readers.items():
             if program.graph.find_nodes(op="call_module", target=name):
                 self.register_module(name, reader)

@@ -32,13 +32,13 @@ def compute_value(node: fx.Node, values: Mapping[fx.Node, Any], mode: FakeTensor
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def annotate(node: fx.Node) -> fx.Node:
-    """Give a new ``call_function`` node its value, from the values its arguments claim."""
+def annotate(node: fx.Node, mode: FakeTensorMode | None = None) -> fx.Node:
+    """Give a new ``call_function`` node its value, from the values its arguments claim; ``mode`` is for those without any."""
     values = {argument: argument.meta["val"] for argument in node.all_input_nodes}
     fakes = [value for value in pytree.tree_leaves(list(values.values())) if isinstance(value, torch.Tensor)]
     sizes = [value for value in values.values() if isinstance(value, torch.SymInt)]
-    if fakes:
-        node.meta["val"] = compute_value(node, values, fakes[0].fake_mode)  # type: ignore[attr-defined]
+    if fakes or mode is not None:
+        node.meta["val"] = compute_value(node, values, fakes[0].fake_mode if fakes else mode)  # type: ignore[attr-defined, arg-type]
     elif sizes:
         node.meta["val"] = node.target(*fx.node.map_arg(node.args, values.__getitem__))  # type: ignore[operator]
     return node

@@ -27,7 +27,7 @@ from .plan import Plan, Policies
 from .program import Program, Skip
 from .report import Report
 from .side_inputs import SideValues
-from .tree import function_of
+from .tree import function_of, tied_names
 
 log = logging.getLogger("sparsify")
 
@@ -40,6 +40,7 @@ class Request:
     grid: tuple[int, ...] | None = None
     timestep: str | None = None
     verify: Literal["standard", "full"] = "standard"
+    savings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +92,12 @@ def build_stage(
         program, inputs, values = _captured(model, args, kwargs)
         guards = Guards(program)
         program.values = SideValues(program, model, values)
+        program.tied = tied_names(model)
         program.trials = {} if request.verify == "full" else None
         pools = analyse(program, request.policy, request.grid, request.timestep, model, inputs)
         plan = Plan.of(request.policy, program.paths)
         dense = Costs.of(program)
-        pipeline = pipeline_of(plan)
+        pipeline = pipeline_of(plan, request.savings)
         if plan.rewrites and not pools:
             pipeline = _without_modules(pipeline, program)
         rewritten = pipeline.run(program)

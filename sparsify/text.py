@@ -25,6 +25,7 @@ def program_text(program: Program) -> str:
     for node in program.block_nodes:
         users[node.meta["body"]].append(str(node.target))
     parts = [f"{program.stage} program, {len(program.paths)} blocks\n\nouter graph:\n{graph_text(program.graph)}"]
+    parts += [f"{name}, once for each prompt:\n{graph_text(graph)}" for name, graph in program.prompts.items()]
     for name, body in program.bodies.items():
         parts.append(f"{name}, run by {', '.join(users[name]) or 'no block'}:\n{graph_text(body.graph)}")
     return "\n\n".join(parts)

@@ -66,6 +66,17 @@ def share_tensors(sparse: nn.Module, model: nn.Module) -> None:
         module._buffers.update(twin._buffers)
 
 
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Of tensors in modules that stand in several places, each further name and the first."""
+    first = dict[nn.Module, str]()
+    tied: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        home = first.setdefault(module, path)
+        if home != path:
+            tied |= {f"{path}.{name}": f"{home}.{name}".lstrip(".") for name in (*module._parameters, *module._buffers)}
+    return tied
+
+
 def restore_layers(program: Program) -> nn.ModuleList:
     """``W1 = 0``, ``W2 = I``, biases 0: at first a module hands on the dense tokens from before it (paper, 3.2)."""
     layers = nn.ModuleList()

@@ -37,12 +37,12 @@ def verify(program: Program, pass_name: str) -> None:
     Raises:
         VerificationError: it is not legal; ``pass_name`` is blamed.
     """
-    graphs = [("outer graph", program.graph), *((name, body.graph) for name, body in program.bodies.items())]
+    graphs = program.graphs
     try:
-        for where, graph in graphs:
-            _verify_structure(graph, program.stage, where)
+        for where, graph in graphs.items():
+            _verify_structure(graph, program.stage, where, {DENSITY, GRID, *program.prompts})
         _verify_blocks(program)
-        for where, graph in graphs:
+        for where, graph in graphs.items():
             _verify_shapes(graph, where, program.verified, run=program.stage != "captured")
     except _Fault as fault:
         raise VerificationError(f"pass {pass_name} left an illegal {fault.where}: {fault}\n{_nearby(fault.node)}") from fault
@@ -54,7 +54,7 @@ class _Fault(Exception):
         self.where, self.node = where, node
 
 
-def _verify_structure(graph: fx.Graph, stage: str, where: str) -> None:
+def _verify_structure(graph: fx.Graph, stage: str, where: str, modules: set[str]) -> None:
     seen: set[fx.Node] = set()
     last = next(iter(reversed(graph.nodes)))  # in torch 2.11 what is reversed is no iterator yet
     if last.op != "output":
@@ -64,8 +64,8 @@ def _verify_structure(graph: fx.Graph, stage: str, where: str) -> None:
             if source not in seen:
                 raise _Fault(where, node, f"{node.name} uses {source.name}, which is not defined before it")
         seen.add(node)
-        if node.op == "call_module" and "body" not in node.meta and node.target not in (DENSITY, GRID):
-            raise _Fault(where, node, f"{node.name} calls {node.target}, which is neither a block nor the density")
+        if node.op == "call_module" and "body" not in node.meta and node.target not in modules:
+            raise _Fault(where, node, f"{node.name} calls {node.target}, which is neither a block nor one of {sorted(modules)}")
         if node.op == "call_method" or (node.op == "call_function" and not _is_legal(node.target, stage)):
             raise _Fault(where, node, f"{node.target} is not legal in the {stage} stage")
     try:

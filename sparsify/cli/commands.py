@@ -125,7 +125,14 @@ def _sparsified(arguments: argparse.Namespace) -> tuple[nn.Module, SparseModel, 
         model, inputs = load_model(arguments.model, arguments.kwargs, arguments.config, arguments.inputs, arguments.device)
     with errors.status("capturing and rewriting"):
         try:
-            sparse = sparsify(model, policy, example_inputs=inputs, grid=arguments.grid, timestep=arguments.timestep)
+            sparse = sparsify(
+                model,
+                policy,
+                example_inputs=inputs,
+                grid=arguments.grid,
+                timestep=arguments.timestep,
+                savings=arguments.savings,
+            )
         except (RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, SparsifyError):
                 raise

@@ -56,7 +56,14 @@ def lower_to_file(arguments: argparse.Namespace) -> None:
         model, inputs = load_model(arguments.model, arguments.kwargs, arguments.config, arguments.inputs, arguments.device)
         model, inputs = _converted(model, inputs, arguments)
     with progress.step("capturing and rewriting"):
-        sparse = sparsify(model, load_policy(arguments.policy), inputs, grid=arguments.grid, timestep=arguments.timestep)
+        sparse = sparsify(
+            model,
+            load_policy(arguments.policy),
+            inputs,
+            grid=arguments.grid,
+            timestep=arguments.timestep,
+            savings=arguments.savings,
+        )
     with progress.step(f"lowering to {arguments.target}"):
         lowered: Any = lower(sparse, arguments.target, **_options(arguments))
     found = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import SparsifyError
 from . import commands, lowering
-from .words import a_batch, a_count, a_grid, some_grids
+from .words import a_batch, a_count, a_grid, some_grids, some_savings
 
 _EXAMPLES = """examples:
   sparsify inspect sparsify.models:dit
@@ -120,6 +120,9 @@ def _model_arguments(parser: argparse.ArgumentParser, device: str) -> None:
         "--inputs", metavar="JSON", help='inputs by name, as shapes or {"shape": [1], "dtype": "int64", "fill": 500}'
     )
     parser.add_argument("--policy", default="auto", help="auto, dense, paper:DiT-XL/2@512, a JSON file, or JSON (default auto)")
+    parser.add_argument(
+        "--savings", type=some_savings, default=True, metavar="NAMES", help="exact savings: all, none, or names (default all)"
+    )
     parser.add_argument("--grid", metavar="HxW", type=a_grid, help="the token grid, where it cannot be read off the graph")
     parser.add_argument("--timestep", metavar="NAME", help="the input that carries the timestep, where it cannot be told")
     parser.add_argument("--device", default=device, help=f"where to build the model (default {device})")

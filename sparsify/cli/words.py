@@ -40,3 +40,8 @@ def a_batch(text: str) -> tuple[int, int]:
         return a_count(least), a_count(most if dash else least)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a batch size such as 4, or a range such as 2-16") from error
+
+
+def some_savings(text: str) -> bool | list[str]:
+    """``all``, ``none``, or ``share,prompt-once`` as names."""
+    return {"all": True, "none": False}.get(text, [word for word in text.split(",") if word])

@@ -1,0 +1,57 @@
+"""What all blocks of a kind compute alike, from the same inputs and weights, is computed once, in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from ..program import Body, Program
+from .base import Pass, remove_dead
+from .hoist import behind, depending_on, frontier, given_everywhere, hoist, into_outer
+
+
+@dataclass(frozen=True)
+class Common:
+    """A body, the values that its calls have in common, and all that these are computed from."""
+
+    body: Body
+    values: tuple[fx.Node, ...]
+    nodes: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class OnceForBlocks(Pass):
+    """Exact to the last bit: sinusoids of the timestep in every block, masks made of the same lengths, shared modulation.
+
+    Values that follow the tokens stay, because they come at other levels in other blocks.
+    """
+
+    name: ClassVar[str] = "once-for-blocks"
+
+    def match(self, program: Program) -> Iterable[Common]:
+        if program.in_place:  # its own code calls the blocks; nothing can be given to them
+            return
+        for body in program.bodies.values():
+            calls = [call for call in program.all_block_nodes if call.meta["body"] == body.name]
+            given = given_everywhere(program, body)
+            same = [node for node, values in given.items() if len(calls) > 1 and len(set(values)) == 1]
+            inside = depending_on(body.graph, same, lambda node: _is_shared(program, body, calls, node))  # noqa: B023
+            if values := frontier(body.graph, inside):
+                yield Common(body, tuple(values), tuple(behind(values, inside)))
+
+    def rewrite(self, program: Program, place: Common) -> None:
+        calls = [call for call in program.all_block_nodes if call.meta["body"] == place.body.name]
+        made = into_outer(program, place.body, calls[0], place.nodes, self.name)
+        hoist(program, place.body, place.values, [[made[node] for node in place.values]] * len(calls))
+        remove_dead(place.body.graph)
+
+    def describe(self, place: Common) -> str:
+        return f"{', '.join(node.name for node in place.values)} of {place.body.name}"
+
+
+def _is_shared(program: Program, body: Body, calls: list[fx.Node], node: fx.Node) -> bool:
+    """Whether all blocks have the same tensor under this name."""
+    return node.target in body.constants or len({program.owner(f"{call.target}.{node.target}") for call in calls}) == 1

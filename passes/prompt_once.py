@@ -1,0 +1,136 @@
+"""What depends on the prompt alone is split off, so that a sampling run computes it once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from ..layout import Layouts
+from ..program import PROMPT, Body, Program
+from ..shapes import emit_size, size_of
+from .base import Pass, Provenance, remove_dead
+from .hoist import VIEWS, behind, copied, depending_on, frontier, given_everywhere, hoist, into_outer
+
+aten = torch.ops.aten
+
+_PRODUCTS = {
+    aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.einsum.default,
+    aten.scaled_dot_product_attention.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PromptOnce(Pass):
+    """Exact to the last bit: text projections, keys and values of cross-attention, tables made of position ids.
+
+    The prompt is every input that is neither the timestep nor the latents. An input that does change at every step after
+    all costs time, never truth: results are kept for as long as the tensors they were made from stay as they are
+    (:class:`~sparsify.prompt.PromptModule`). What a block computes is moved out of it only if it holds a product of
+    matrices; results made of other inputs are kept apart.
+    """
+
+    name: ClassVar[str] = "prompt-once"
+
+    def match(self, program: Program) -> Iterable[frozenset[fx.Node]]:
+        if program.in_place or program.prompts:  # the model's own code computes it; or it has been split off already
+            return []
+        prompt = _prompt_inputs(program)
+        return [frozenset(prompt)] if prompt else []
+
+    def rewrite(self, program: Program, place: frozenset[fx.Node]) -> None:
+        graph = program.graph
+        for body in list(program.bodies.values()):
+            self._out_of_blocks(program, body, depending_on(graph, place))
+        inside = depending_on(graph, place)
+        groups: dict[frozenset[fx.Node], list[fx.Node]] = {}
+        for node in frontier(graph, inside):
+            if not _is_returned(node):
+                groups.setdefault(inside[node], []).append(node)
+        order = {node: index for index, node in enumerate(program.placeholders)}
+        for inputs, values in groups.items():
+            self._split_off(program, sorted(inputs, key=order.__getitem__), values, behind(values, inside))
+        remove_dead_calls(graph)
+
+    def describe(self, place: frozenset[fx.Node]) -> str:
+        return ", ".join(sorted(node.name for node in place))
+
+    def _out_of_blocks(self, program: Program, body: Body, known: dict[fx.Node, frozenset[fx.Node]]) -> None:
+        given = given_everywhere(program, body)
+        starts = [node for node, values in given.items() if all(known.get(value) for value in values)]
+        inside = depending_on(body.graph, starts)
+        products = {node for node in inside if inside[node] and any(n.target in _PRODUCTS for n in behind([node], inside))}
+        values = frontier(body.graph, {n: s for n, s in inside.items() if n in products or not s or n in starts}, products)
+        if not values:
+            return
+        nodes = behind(values, inside)
+        calls = [call for call in program.all_block_nodes if call.meta["body"] == body.name]
+        made = [into_outer(program, body, call, nodes, self.name) for call in calls]
+        hoist(program, body, values, [[results[node] for node in values] for results in made])
+        remove_dead(body.graph)
+
+    def _split_off(self, program: Program, inputs: list[fx.Node], values: list[fx.Node], nodes: list[fx.Node]) -> None:
+        name = f"{PROMPT}_{len(program.prompts)}"
+        graph = program.prompts[name] = fx.Graph()
+        made: dict[fx.Node, Any] = {}
+        for node in inputs:
+            made[node] = graph.placeholder(node.name)
+            made[node].meta = dict(node.meta)
+        copied(
+            nodes,
+            graph,
+            made,
+            lambda s: emit_size(graph, size_of(s.meta["val"])),
+            lambda n: str(n.target),
+            self.name,
+            program.fake_mode,
+        )
+        graph.output(tuple(made[node] for node in values))
+        with program.graph.inserting_after(program.placeholders[-1]):
+            call = program.graph.create_node("call_module", name, tuple(inputs), name=name)
+        call.meta["val"] = tuple(node.meta["val"] for node in values)
+        call.meta["provenance"] = Provenance(self.name, values[0].name)
+        with program.graph.inserting_after(call):
+            for index, node in reversed(list(enumerate(values))):
+                result = program.graph.call_function(operator.getitem, (call, index))
+                result.meta["val"] = node.meta["val"]
+                self.mark(result, node)
+                node.replace_all_uses_with(result)
+
+
+def remove_dead_calls(graph: fx.Graph) -> None:
+    """Remove what nothing reads from an outer graph; its modules stay."""
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output", "call_module"))
+
+
+def _prompt_inputs(program: Program) -> set[fx.Node]:
+    """All tensor inputs besides the timestep and the latents: those with the token grid that the trunk's tokens come from."""
+    if not program.paths:
+        return set()
+    tokens = set(_ancestors(program.tokens_in(program.block_nodes[0])))
+    inputs = [node for node in program.placeholders if isinstance(node.meta["val"], torch.Tensor)]
+    sources = [node for node in inputs if node in tokens and node.meta["val"].is_floating_point()]
+    latents = [node for node in sources if Layouts(program).holds_grid(node)] or sources
+    return {node for node in inputs if node not in latents and node.name != program.timestep}
+
+
+def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
+    seen, pending = {node}, [node]
+    while pending:
+        yield (current := pending.pop())
+        for source in current.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                pending.append(source)
+
+
+def _is_returned(node: fx.Node) -> bool:
+    """Whether the model returns the value or a view of it: what it returns belongs to its caller."""
+    return any(
+        user.op == "output" or ((user.target in VIEWS or user.target is operator.getitem) and _is_returned(user))
+        for user in node.users
+    )
