@@ -123,7 +123,7 @@ def _parts(node: fx.Node, steps: Steps, axis: int, rows: int) -> Iterator[Part |
 
     ``axis`` of ``node`` counts units of ``rows`` rows; 0 if it has not been split yet.
     """
-    for user in node.users:
+    for user in [user for user in node.users if user.users or user.op == "output"]:
         if user.op != "call_function" or not user.args or user.args[0] is not node or user.all_input_nodes.count(node) != 1:
             yield None
         elif (pieces := _pieces(user, axis)) is not None:
@@ -160,7 +160,8 @@ def _pieces(user: fx.Node, axis: int) -> list[tuple[fx.Node, int, int, bool]] | 
     bounds = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
     if any(reader.target is not operator.getitem for reader in user.users):
         return None
-    return [(reader, bounds[i], bounds[i + 1], drops) for reader in user.users for i in [int(reader.args[1])]]  # type: ignore[arg-type]
+    read = [reader for reader in user.users if reader.users]
+    return [(reader, bounds[i], bounds[i + 1], drops) for reader in read for i in [int(reader.args[1])]]  # type: ignore[arg-type]
 
 
 def _split(node: fx.Node, axis: int) -> Split | None:

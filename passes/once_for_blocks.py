@@ -37,7 +37,7 @@ class OnceForBlocks(Pass):
         for body in program.bodies.values():
             calls = [call for call in program.all_block_nodes if call.meta["body"] == body.name]
             given = given_everywhere(program, body)
-            same = [node for node, values in given.items() if len(calls) > 1 and len(set(values)) == 1]
+            same = [node for node, values in given.items() if len(set(values)) == 1]
             inside = depending_on(body.graph, same, lambda node: _is_shared(program, body, calls, node))  # noqa: B023
             if values := frontier(body.graph, inside):
                 yield Common(body, tuple(values), tuple(behind(values, inside)))
@@ -53,5 +53,8 @@ class OnceForBlocks(Pass):
 
 
 def _is_shared(program: Program, body: Body, calls: list[fx.Node], node: fx.Node) -> bool:
-    """Whether all blocks have the same tensor under this name."""
-    return node.target in body.constants or len({program.owner(f"{call.target}.{node.target}") for call in calls}) == 1
+    """Whether all blocks have the same tensor under this name, and it is not the only one's own."""
+    owners = {program.owner(f"{call.target}.{node.target}") for call in calls}
+    return node.target in body.constants or (
+        len(owners) == 1 and (len(calls) > 1 or not owners.isdisjoint(program.tied.values()))
+    )

@@ -36,7 +36,7 @@ class PromptModule(nn.Module):
         key = (self._state(inputs[0].device.type), tuple([_identity(x) for x in inputs]))
         if (found := self._kept.get(key)) is not None and _versions(found[0]) == found[1]:
             return found[0]
-        with torch.inference_mode(False):  # results of this mode have no versions
+        with torch.inference_mode(False), torch.no_grad():  # results of that mode have no versions
             result = run(*inputs)
         while len(self._kept) >= KEPT:
             self._kept.pop(next(iter(self._kept)), None)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import fx, nn
 
 from sparsify import SDTM, Density, Policy, SparseModel, sparsify
 from sparsify.analysis import analyse
 from sparsify.calls import CallSpec
 from sparsify.capture import capture
-from sparsify.program import Program
+from sparsify.export import capture_module
+from sparsify.program import Body, Program
+from sparsify.shapes import size_of
+from sparsify.tree import function_of
 
 from .plain_dit import PlainDiT, randomised
 
@@ -38,3 +42,23 @@ def analysed(model: PlainDiT) -> Program:
     program = capture(model, call, tensors)
     analyse(program, Policy.auto(), None, None)
     return program
+
+
+def lone_block(module: nn.Module, x: torch.Tensor, *others: torch.Tensor) -> Program:
+    """A program of one block, captured alone: ``module`` of (batch, tokens, channels) and tensors that are no tokens."""
+    call, leaves = CallSpec.of(module.forward, (x, *others), {})
+    captured = capture_module(module, call, leaves)
+    (output,) = captured.graph.find_nodes(op="output")
+    (output.args,) = [tuple(output.args[0])]
+    tokens = captured.graph.find_nodes(op="placeholder")[0].meta["val"].shape[1]
+    body = Body("block0", captured.graph, captured.constants, 0, 0, [0], moving=frozenset([size_of(tokens)]))
+    outer = fx.Graph()
+    outer.output(outer.placeholder("x"))
+    return Program(outer, {}, {"block0": body}, [], call, captured.output_spec, captured.shape_env)
+
+
+def run_block(program: Program, module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """Run the block of :func:`lone_block`, as it is now, with the module's own parameters."""
+    module.__dict__.update(program.bodies["block0"].constants)
+    result: torch.Tensor = function_of(program.bodies["block0"].graph)(module, *inputs)
+    return result
