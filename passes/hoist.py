@@ -112,6 +112,8 @@ def copied(
 
 def hoist(program: Program, body: Body, nodes: Sequence[fx.Node], results: Sequence[Sequence[fx.Node]]) -> None:
     """Let a block take these of its values from outside: ``results`` has for each call of it what it is given for each."""
+    if not nodes:
+        return
     placeholders = body.placeholders
     at = len(placeholders) - len(body.twins)
     for node in nodes:

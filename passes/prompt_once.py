@@ -18,6 +18,7 @@ from .hoist import VIEWS, behind, copied, depending_on, frontier, given_everywhe
 
 aten = torch.ops.aten
 
+_MANY = 4
 _PRODUCTS = {
     aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.einsum.default,
     aten.scaled_dot_product_attention.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
@@ -39,39 +40,30 @@ class PromptOnce(Pass):
     def match(self, program: Program) -> Iterable[frozenset[fx.Node]]:
         if program.in_place or program.prompts:  # the model's own code computes it; or it has been split off already
             return []
-        prompt = _prompt_inputs(program)
-        return [frozenset(prompt)] if prompt else []
+        prompt = frozenset(_prompt_inputs(program))
+        inside = depending_on(program.graph, prompt)
+        in_blocks = any(_movable(program, body, inside)[0] for body in program.bodies.values())
+        return [prompt] if in_blocks or _kept(program.graph, inside) else []
 
     def rewrite(self, program: Program, place: frozenset[fx.Node]) -> None:
-        graph = program.graph
-        for body in list(program.bodies.values()):
-            self._out_of_blocks(program, body, depending_on(graph, place))
-        inside = depending_on(graph, place)
+        inside = depending_on(program.graph, place)
+        for body in program.bodies.values():
+            values, nodes = _movable(program, body, inside)
+            calls = [call for call in program.all_block_nodes if call.meta["body"] == body.name]
+            made = [into_outer(program, body, call, nodes, self.name) for call in calls if values]
+            hoist(program, body, values, [[results[node] for node in values] for results in made])
+            remove_dead(body.graph)
+        inside = depending_on(program.graph, place)
         groups: dict[frozenset[fx.Node], list[fx.Node]] = {}
-        for node in frontier(graph, inside):
-            if not _is_returned(node):
-                groups.setdefault(inside[node], []).append(node)
+        for node in _kept(program.graph, inside):
+            groups.setdefault(inside[node], []).append(node)
         order = {node: index for index, node in enumerate(program.placeholders)}
         for inputs, values in groups.items():
             self._split_off(program, sorted(inputs, key=order.__getitem__), values, behind(values, inside))
-        remove_dead_calls(graph)
+        remove_dead_calls(program.graph)
 
     def describe(self, place: frozenset[fx.Node]) -> str:
         return ", ".join(sorted(node.name for node in place))
-
-    def _out_of_blocks(self, program: Program, body: Body, known: dict[fx.Node, frozenset[fx.Node]]) -> None:
-        given = given_everywhere(program, body)
-        starts = [node for node, values in given.items() if all(known.get(value) for value in values)]
-        inside = depending_on(body.graph, starts)
-        products = {node for node in inside if inside[node] and any(n.target in _PRODUCTS for n in behind([node], inside))}
-        values = frontier(body.graph, {n: s for n, s in inside.items() if n in products or not s or n in starts}, products)
-        if not values:
-            return
-        nodes = behind(values, inside)
-        calls = [call for call in program.all_block_nodes if call.meta["body"] == body.name]
-        made = [into_outer(program, body, call, nodes, self.name) for call in calls]
-        hoist(program, body, values, [[results[node] for node in values] for results in made])
-        remove_dead(body.graph)
 
     def _split_off(self, program: Program, inputs: list[fx.Node], values: list[fx.Node], nodes: list[fx.Node]) -> None:
         name = f"{PROMPT}_{len(program.prompts)}"
@@ -102,6 +94,24 @@ class PromptOnce(Pass):
                 node.replace_all_uses_with(result)
 
 
+Dependencies = dict[fx.Node, frozenset[fx.Node]]
+
+
+def _movable(program: Program, body: Body, known: Dependencies) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Values of a block that hold products and come from the prompt at all its calls, and what they are computed from."""
+    given = given_everywhere(program, body)
+    starts = [node for node, values in given.items() if all(known.get(value) for value in values)]
+    inside = depending_on(body.graph, starts)
+    products = {node for node in inside if inside[node] and any(n.target in _PRODUCTS for n in behind([node], inside))}
+    values = frontier(body.graph, {n: s for n, s in inside.items() if n in products or not s or n in starts}, products)
+    return values, behind(values, inside)
+
+
+def _kept(graph: fx.Graph, inside: Dependencies) -> list[fx.Node]:
+    """What of the outer graph is worth keeping."""
+    return [n for n in frontier(graph, inside) if not _is_returned(n) and _is_worth_it(behind([n], inside))]
+
+
 def remove_dead_calls(graph: fx.Graph) -> None:
     """Remove what nothing reads from an outer graph; its modules stay."""
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output", "call_module"))
@@ -126,6 +136,12 @@ def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
             if source not in seen:
                 seen.add(source)
                 pending.append(source)
+
+
+def _is_worth_it(nodes: list[fx.Node]) -> bool:
+    """Whether computing them takes longer than finding out that it need not be done."""
+    operators = [node for node in nodes if node.op == "call_function" and node.target not in VIEWS]
+    return len(operators) >= _MANY or any(node.target in _PRODUCTS for node in operators)
 
 
 def _is_returned(node: fx.Node) -> bool:

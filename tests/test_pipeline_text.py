@@ -14,7 +14,8 @@ def test_pipeline_of_a_policy_in_text() -> None:
     policy = Policy(2, SDTM(1, 3, 1, 1) * 2, 1, Density.paper(finest=(10, 10), coarsest=(6, 6)))
     text = (
         "fuse-attention,density{schedule=paper(10x10..6x6)},pool-attention{blocks=0-1},"
-        "sparse-dense{blocks=2-7 generate=1 sparse=3 recover=1},sparse-dense{blocks=8-13 generate=1 sparse=3 recover=1},cleanup"
+        "sparse-dense{blocks=2-7 generate=1 sparse=3 recover=1},sparse-dense{blocks=8-13 generate=1 sparse=3 recover=1},"
+        "mean-before-linear,linear-before-copy,narrow-linear,once-for-blocks,share,prompt-once,cleanup"
     )
     assert str(pipeline_for(policy, 15)) == text
     assert Pipeline.parse(text) == pipeline_for(policy, 15)
