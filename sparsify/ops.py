@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -11,12 +12,6 @@ from torch.nn import functional
 
 How = Literal["mean", "max", "centre", "nearest"]
 Rotation = Literal["complex", "pair", "matrix", "halves", "partner"]
-
-_MEAN: dict[int, Callable[..., torch.Tensor]] = {
-    1: functional.adaptive_avg_pool1d,
-    2: functional.adaptive_avg_pool2d,
-    3: functional.adaptive_avg_pool3d,
-}
 
 
 def pool_tokens(
@@ -47,9 +42,6 @@ def pool_tokens(
     Returns:
         ``tokens`` with prod(pooled) tokens in place of prod(grid).
     """
-    if how == "mean" and axis == 1 and tokens.ndim == 3 and _is_zero(before) and _is_zero(after) and not tokens.is_complex():
-        channels_first = tokens.transpose(1, 2).unflatten(2, tuple(grid))
-        return _MEAN[len(grid)](channels_first, tuple(pooled)).flatten(2).transpose(1, 2)
     return _on_grid(tokens, axis, before, after, math.prod(grid), lambda rows: _pooled(rows, tuple(grid), tuple(pooled), how))
 
 
@@ -76,12 +68,26 @@ def restore_tokens(
     Returns:
         ``tokens`` with prod(grid) tokens in place of prod(pooled).
     """
-    source = torch.zeros((), dtype=torch.long, device=tokens.device)
-    for side, pooled_side in zip(grid, pooled, strict=True):
-        rows = torch.arange(side, device=tokens.device) * pooled_side // side
-        source = (source[..., None] * pooled_side) + rows
-    rows = source.flatten()
+    plain = type(tokens) is torch.Tensor and all(isinstance(side, int) for side in (*pooled, *grid))
+    keep = plain and not torch.compiler.is_compiling()
+    rows = (_kept_rows if keep else _source_rows)(tuple(pooled), tuple(grid), tokens.device)
     return _on_grid(tokens, axis, before, after, math.prod(pooled), lambda some: some.index_select(1, rows))
+
+
+def _source_rows(pooled: tuple[int, ...], grid: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """For every dense token the number of the sparse token that it copies."""
+    source = torch.zeros((), dtype=torch.long, device=device)
+    for side, pooled_side in zip(grid, pooled, strict=True):
+        rows = torch.arange(side, device=device) * pooled_side // side
+        source = (source[..., None] * pooled_side) + rows
+    return source.flatten()
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_rows(pooled: tuple[int, ...], grid: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """The same, made once: a schedule has few grids, and all modules of a model have the same."""
+    with torch.inference_mode(False):  # a backward pass may need them later
+        return _source_rows(pooled, grid, device)
 
 
 def as_rotation(value: torch.Tensor, form: Rotation, partner: torch.Tensor | None = None) -> torch.Tensor:
@@ -142,7 +148,30 @@ def _pooled(rows: torch.Tensor, grid: tuple[int, ...], pooled: tuple[int, ...], 
         return torch.view_as_complex(
             _pooled(torch.view_as_real(rows).flatten(2), grid, pooled, how).unflatten(2, (-1, 2)).contiguous()
         )
-    return _MEAN[len(grid)](rows.transpose(1, 2).unflatten(2, grid), pooled).flatten(2).transpose(1, 2)
+    return _mean(rows, grid, pooled)
+
+
+def _mean(rows: torch.Tensor, grid: tuple[int, ...], pooled: tuple[int, ...]) -> torch.Tensor:
+    """Window means of (batch, prod(grid), channels), side by side: windows are products of those of the sides."""
+    if len(grid) == 1:
+        return _mean_of_plane(rows, (grid[0], 1), (pooled[0], 1))
+    if len(grid) == 2:
+        return _mean_of_plane(rows, grid, pooled)
+    (time, *plane), (pooled_time, *pooled_plane) = grid, pooled
+    frames = rows.unflatten(1, (time, -1)).flatten(0, 1)
+    frames = _mean_of_plane(frames, tuple(plane), tuple(pooled_plane))
+    whole = frames.flatten(1).unflatten(0, (-1, time))  # (batch, time, tokens of a frame and their channels)
+    if not (isinstance(time, int) and isinstance(pooled_time, int) and time == pooled_time):
+        whole = _mean_of_plane(whole, (time, 1), (pooled_time, 1))
+    tokens: torch.Tensor = whole.unflatten(2, (-1, rows.shape[-1]))
+    return tokens.flatten(1, 2)
+
+
+def _mean_of_plane(rows: torch.Tensor, grid: tuple[int, ...], pooled: tuple[int, ...]) -> torch.Tensor:
+    """The strides say that channels come last, also at a batch of one, where torch would copy into the other order and back."""
+    planes = rows.contiguous().unflatten(1, grid).permute(0, 3, 1, 2)
+    means: torch.Tensor = functional.adaptive_avg_pool2d(planes, (pooled[0], pooled[1]))
+    return means.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _largest(rows: torch.Tensor, axis: int, dense: int, sparse: int) -> torch.Tensor:

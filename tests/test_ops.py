@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsify.ops import pool_tokens, restore_tokens
 
@@ -50,3 +52,54 @@ def test_gradients_are_right() -> None:
     assert torch.autograd.gradcheck(lambda x: pool_tokens(x, (4, 5), (3, 2)), (tokens,))
     few = torch.randn(1, 6, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: restore_tokens(x, (3, 2), (4, 5)), (few,))
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+_COPIES = ("clone.default", "copy_.default", "_to_copy.default", "contiguous.default")
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("grid", "pooled"), [((12,), (5,)), ((8, 6), (3, 4)), ((3, 8, 6), (3, 3, 4)), ((4, 8, 6), (2, 3, 4))], ids=str
+)
+def test_pooling_copies_nothing(batch: int, grid: tuple[int, ...], pooled: tuple[int, ...]) -> None:
+    """No transposes into channels-first and back: means are taken of tokens as they lie, and lie that way themselves."""
+    with Recorder() as recorder:
+        few = pool_tokens(torch.randn(batch, math.prod(grid), 16), grid, pooled)
+    assert few.is_contiguous()
+    assert not set(_COPIES) & set(recorder.names)
+    assert sum("adaptive_avg_pool" in name for name in recorder.names) == (2 if grid[0] == 4 else 1)
+
+
+def test_pooling_at_batch_one_costs_no_more_than_a_share_of_batch_two() -> None:
+    """Torch takes the strides of a batch of one for those of channels first, if they are left to chance, and copies: six times."""
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    inputs = {batch: torch.randn(batch, 1024, 768) for batch in seconds}
+    for _ in range(15):
+        for batch, tokens in inputs.items():
+            started = time.process_time()
+            pool_tokens(tokens, (32, 32), (10, 10))
+            seconds[batch].append(time.process_time() - started)
+    assert min(seconds[1]) < 1.5 * min(seconds[2])
+
+
+def test_the_rows_to_copy_are_found_once() -> None:
+    few = torch.randn(1, 12, 4)
+    restore_tokens(few, (3, 4), (7, 9))
+    with Recorder() as recorder:
+        restore_tokens(few, (3, 4), (7, 9))
+    assert [name for name in recorder.names if "view" not in name] == ["index_select.default"]
+    with torch.inference_mode():
+        restore_tokens(few, (3, 4), (8, 9))
+    restore_tokens(few.requires_grad_(), (3, 4), (8, 9)).sum().backward()
