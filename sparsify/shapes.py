@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import sympy
 import torch
@@ -22,6 +23,9 @@ from .errors import RewriteError
 _GIVEN = ("placeholder", "call_function")
 
 Size: TypeAlias = Any  # a number or a sympy expression; sympy has no types
+
+# What sizes are, by environment, as of one version of it: torch's own cache is emptied when another environment is asked.
+_SIZES: WeakKeyDictionary[ShapeEnv, tuple[int, dict[Expr, Size]]] = WeakKeyDictionary()
 
 
 def compute_value(node: fx.Node, values: Mapping[fx.Node, Any], mode: FakeTensorMode) -> Any:
@@ -53,8 +57,14 @@ def size_of(size: int | torch.SymInt) -> Size:
     """One size as a number, or as a sympy expression with what is known about its symbols put in."""
     if isinstance(size, int):
         return size
-    expression = size.node.shape_env.simplify(size.node.expr)
-    return int(expression) if expression.is_number else expression
+    env, expression = size.node.shape_env, size.node._expr
+    version, known = _SIZES.get(env, (None, {}))
+    if version != env._version_counter:
+        version, known = _SIZES[env] = env._version_counter, {}
+    if expression not in known:
+        simple = env.simplify(size.node.expr)
+        known[expression] = int(simple) if simple.is_number else simple
+    return known[expression]
 
 
 def new_size(env: ShapeEnv, name: str, hint: int) -> torch.SymInt:
