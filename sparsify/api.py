@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -11,8 +11,9 @@ from torch import nn
 from .calls import split_inputs
 from .errors import GridError, InputError, PolicyError, RewriteError
 from .policy import Policy
-from .runtime import SparseModel
-from .stage import Request
+
+if TYPE_CHECKING:
+    from .runtime import SparseModel
 
 
 def sparsify(
@@ -47,6 +48,9 @@ def sparsify(
             grid (GridError), the capture (CaptureError), every rewrite refused (RewriteError), the inputs (InputError),
             a check failed (VerificationError).
     """
+    from .runtime import SparseModel  # here, because what traces takes as long to import as torch itself
+    from .stage import Request
+
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; sparsify takes a torch.nn.Module, such as pipe.transformer.")
     _check_policy(policy)

@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -99,7 +98,7 @@ class Hidden:
             vars(module).update(registries)
 
     def _attributes(self) -> dict[str, list[Any]]:
-        """What every module's code keeps on it, by the name of the hidden one around it; torch.export forbids tensors there."""
+        """What every module's code keeps on it, by the name of the hidden one around it; torch.export warns of tensors there."""
         return {
             name: [
                 leaf
