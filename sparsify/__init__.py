@@ -6,6 +6,9 @@ sparse = sparsify(model, Policy.auto(), example_inputs=(latents, timestep, label
 print(sparse.report())
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .api import sparsify
 from .density import Density
 from .errors import (
@@ -22,8 +25,10 @@ from .errors import (
 )
 from .policy import SDTM, Policy
 from .report import Report
-from .runtime import SparseModel
 from .targets import available, lower
+
+if TYPE_CHECKING:
+    from .runtime import SparseModel
 
 __version__ = "0.1.0"
 
@@ -47,3 +52,16 @@ __all__ = [
     "lower",
     "sparsify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What stands on the parts of torch that trace, which take as long to import as torch itself: who uses it waits."""
+    if name == "SparseModel":
+        return importlib.import_module(".runtime", __name__).SparseModel
+    if name == "passes":
+        return importlib.import_module(".passes", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "passes"})

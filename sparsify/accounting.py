@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import sympy
@@ -10,7 +11,7 @@ import torch
 
 from .density import Density, Grid
 from .errors import PolicyError
-from .flops import block_cost, evaluate, graph_cost
+from .flops import BlockCosts, Numbers, evaluate, graph_cost
 from .plan import Plan
 from .policy import Role
 from .program import Program
@@ -30,12 +31,20 @@ class Costs:
     def of(cls, program: Program) -> Costs:
         """Count a program as it is now."""
         others = [node for node in program.all_block_nodes if node.target not in program.paths]
-        bodies = {name: graph_cost(body.graph) for name, body in program.bodies.items()}
-        outside = (
-            program.outside + graph_cost(program.graph) + sympy.Add(*(block_cost(program, node, bodies) for node in others))
-        )
-        costs = [block_cost(program, node, bodies) for node in program.block_nodes]
-        return cls(outside, costs, [_tokens(program, node, program.body_of(node).tokens) for node in program.block_nodes])
+        cost, blocks = BlockCosts(program), program.block_nodes
+        outside = program.outside + graph_cost(program.graph) + sympy.Add(*map(cost.of, others))
+        tokens = [_tokens(program, node, program.body_of(node).tokens) for node in blocks]
+        return cls(outside, [cost.of(node) for node in blocks], tokens)
+
+    @property
+    def total(self) -> sympy.Expr:
+        """Multiply-adds of the whole model."""
+        return self.outside + sympy.Add(*(count * cost for cost, count in Counter(self.blocks).items()))
+
+    def mean(self, program: Program) -> float:
+        """Multiply-adds of the whole model for one sample, over the densities that ``program`` has by now."""
+        total = self.total
+        return sum(share * evaluate(total, sizes_at(program, grid)) for grid, share in densities_of(program))
 
 
 def make_report(
@@ -46,17 +55,17 @@ def make_report(
     densities = densities_of(program)
     sizes = [sizes_at(program, grid) for grid, _ in densities]
     shares = [share for _, share in densities]
-    costs = [[evaluate(cost, at) for at in sizes] for cost in sparse.blocks]
-    outside = [evaluate(sparse.outside, at) for at in sizes]
-    totals = [outside[i] + sum(block[i] for block in costs) for i in range(len(sizes))]
+    numbers = Numbers(sizes)
+    costs = [numbers.of(cost) for cost in sparse.blocks]
+    totals = [sum(parts) for parts in zip(numbers.of(sparse.outside), *costs, strict=True)]
     blocks = []
     for node, cost, dense_cost, dense_tokens, role in zip(
         program.block_nodes, costs, dense.blocks, dense.tokens, _actual_roles(program, plan), strict=True
     ):
         body = program.body_of(node)
         twins = [len(body.placeholders) - len(body.twins) + i for i, t in enumerate(body.twins) if t.position == body.tokens]
-        tokens = [evaluate(_tokens(program, node, body.tokens), at) for at in sizes]
-        keys = [evaluate(_tokens(program, node, twins[0] if twins else body.tokens), at) for at in sizes]
+        tokens = numbers.of(_tokens(program, node, body.tokens))
+        keys = numbers.of(_tokens(program, node, twins[0] if twins else body.tokens))
         mean = sum(share * value for share, value in zip(shares, cost, strict=True))
         blocks.append(
             BlockReport(
@@ -65,14 +74,14 @@ def make_report(
                 why=role.why,
                 tokens=tuple(tokens),
                 keys=tuple(keys),
-                tokens_dense=evaluate(dense_tokens, sizes[0]),
-                gflops_dense=evaluate(dense_cost, sizes[0]) / 1e9,
+                tokens_dense=numbers.of(dense_tokens)[0],
+                gflops_dense=numbers.of(dense_cost)[0] / 1e9,
                 gflops=tuple(value / 1e9 for value in cost),
                 gflops_mean=mean / 1e9,
             )
         )
     added = sum(2 * restore.width * (restore.width + 1) for restore in program.restores)
-    dense_total = evaluate(dense.outside, sizes[0]) + sum(evaluate(cost, sizes[0]) for cost in dense.blocks)
+    dense_total = evaluate(dense.total, sizes[0])
     return Report(
         model=name,
         policy=str(plan),

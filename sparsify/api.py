@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from .calls import split_inputs
 from .errors import GridError, InputError, PolicyError, RewriteError
-from .passes.pipeline import SAVING_NAMES
 from .policy import Policy
-from .runtime import SparseModel
-from .stage import Request
+
+if TYPE_CHECKING:
+    from .runtime import SparseModel
 
 
 def sparsify(
@@ -51,6 +51,9 @@ def sparsify(
             grid (GridError), the capture (CaptureError), every rewrite refused (RewriteError), the inputs (InputError),
             a check failed (VerificationError).
     """
+    from .runtime import SparseModel  # here, because what traces takes as long to import as torch itself
+    from .stage import Request
+
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; sparsify takes a torch.nn.Module, such as pipe.transformer.")
     _check_policy(policy)
@@ -68,7 +71,8 @@ def sparsify(
 
 
 def _names(savings: Any) -> tuple[str, ...]:
-    known = SAVING_NAMES
+    from .passes.pipeline import SAVING_NAMES as known  # loads what traces
+
     if isinstance(savings, bool):
         return known if savings else ()
     named = list(savings) if isinstance(savings, Collection) and not isinstance(savings, str) else [savings]

@@ -16,6 +16,7 @@ from torch import nn
 from .calls import CallSpec, Leaf
 from .errors import CaptureError
 from .export import Captured, capture_module, flat_outputs
+from .hidden import Hidden
 from .pristine import pristine
 from .program import Body, Program
 from .sizes import bind_sizes
@@ -45,7 +46,7 @@ def capture(model: nn.Module, call: CallSpec, inputs: Sequence[Leaf]) -> Program
         bodies, body_names = capture_bodies(blocks)
         for index, block in enumerate(blocks):
             block.module.forward = _opaque_forward(index, block)
-        outer = capture_module(model, call, inputs)
+        outer = _capture_outer(model, call, inputs, blocks)
     _restore_blocks(outer, blocks, bodies, body_names)
     paths = [block.path for block in blocks]
     return Program(outer.graph, outer.constants, bodies, paths, call, outer.output_spec, outer.shape_env)
@@ -56,6 +57,19 @@ def checkpointing_off(model: nn.Module) -> None:
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False) is True:
             module.__dict__["gradient_checkpointing"] = False
+
+
+def _capture_outer(model: nn.Module, call: CallSpec, inputs: Sequence[Leaf], blocks: Sequence[BlockCall]) -> Captured:
+    """The model around its blocks, whose weights are hidden so that depth costs little, where only they read them."""
+    hidden = Hidden({block.path: block.module for block in blocks if not block.read_outside})
+    try:
+        captured = capture_module(model, call, inputs, hidden)
+    except CaptureError:
+        if not hidden.touched:
+            raise
+    if hidden.touched:  # in another way than in the recorded run
+        captured = capture_module(model, call, inputs)
+    return captured
 
 
 def _opaque_forward(index: int, block: BlockCall) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .calls import CallSpec, Leaf, OutputSpec
 from .errors import CaptureError
+from .hidden import Hidden
 from .quiet import quiet_logs
 
 aten = torch.ops.aten
@@ -50,23 +51,29 @@ class Captured:
 class _FlatCall(nn.Module):
     """The module behind a flat signature. It holds the module as a child, so names only gain the prefix ``inner.``"""
 
-    def __init__(self, inner: nn.Module, call: CallSpec, sizes: list[bool], on_return: Callable[[OutputSpec], None]) -> None:
+    def __init__(
+        self, inner: nn.Module, call: CallSpec, sizes: list[bool], hidden: Hidden, on_return: Callable[[OutputSpec], None]
+    ) -> None:
         super().__init__()
         self.inner = inner
         self._call = call
         self._sizes = sizes
+        self._hidden = hidden
         self._on_return = on_return  # torch.export undoes changes of attributes, so the spec leaves by this way
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         inputs = [x.shape[0] if is_size else x for x, is_size in zip(tensors, self._sizes, strict=True)]
         args, kwargs = self._call.unflatten(inputs)
-        spec, outputs = OutputSpec.of(self.inner.forward(*args, **kwargs))  # hooks of a block are in the outer graph
+        with self._hidden.show():
+            spec, outputs = OutputSpec.of(self.inner.forward(*args, **kwargs))  # hooks of a block are in the outer graph
         self._on_return(spec)
         return tuple(outputs)
 
 
-def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf]) -> Captured:
+def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf], hidden: Hidden | None = None) -> Captured:
     """Export ``module`` as called by ``call`` with ``inputs``, with every dimension and every size symbolic.
+
+    What is ``hidden`` of its submodules must not be touched; whether it was is to be looked up there.
 
     Raises:
         CaptureError: torch.export could not trace it; the cause is attached.
@@ -75,13 +82,15 @@ def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf]) ->
     sizes = [not isinstance(x, torch.Tensor) for x in inputs]
     # A size travels as the length of an empty tensor, the one form in which every release of torch can leave it open.
     tensors = [x if isinstance(x, torch.Tensor) else torch.empty(x, 0) for x in inputs]
-    flat = _FlatCall(module, call, sizes, returned.append)
+    hidden = hidden or Hidden({})
+    flat = _FlatCall(module, call, sizes, hidden, returned.append)
     flat.training = module.training
     # Tracing takes a size of one for a constant whatever it is told; the guards see to it that it is one at the call.
     axes = [[0] if is_size else range(x.ndim) for x, is_size in zip(tensors, sizes, strict=True)]
     dynamic = (tuple({axis: Dim.AUTO for axis in a if x.shape[axis] > 1} for x, a in zip(tensors, axes, strict=True)),)
     try:
-        with quiet_logs(), contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph it fails at
+        # torch prints the graph it fails at
+        with hidden.hide(), quiet_logs(), contextlib.redirect_stderr(io.StringIO()):
             program = torch.export.export(flat, tuple(tensors), dynamic_shapes=dynamic, strict=False)
         if any(_mutates(node) for node in program.graph.nodes):
             program = program.run_decompositions({})  # slicing a graph would drop in-place writes silently

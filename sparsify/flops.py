@@ -7,7 +7,7 @@ attention, convolutions, einsum. Everything else in a transformer is small besid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import sympy
@@ -27,9 +27,35 @@ def graph_cost(graph: fx.Graph) -> sympy.Expr:
     return sympy.Add(*counted)
 
 
-def block_cost(program: Program, node: fx.Node, bodies: Mapping[str, sympy.Expr]) -> sympy.Expr:
-    """Multiply-adds of one block, from those of the bodies."""
-    return bodies[node.meta["body"]].xreplace(binding(program.body_of(node), node))
+class BlockCosts:
+    """Multiply-adds of the blocks of one program, as it is now: one expression for all blocks of one body and equal sizes."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._bodies = {name: graph_cost(body.graph) for name, body in program.bodies.items()}
+        self._known: dict[object, sympy.Expr] = {}
+
+    def of(self, node: fx.Node) -> sympy.Expr:
+        """Those of one block."""
+        name, bound = node.meta["body"], binding(self._program.body_of(node), node)
+        key = (name, *bound.items())
+        if key not in self._known:
+            self._known[key] = self._bodies[name].xreplace(bound)
+        return self._known[key]
+
+
+class Numbers:
+    """What expressions are at each of several sets of sizes; an expression is evaluated once, however many blocks have it."""
+
+    def __init__(self, sizes: Sequence[Mapping[sympy.Basic, int]]) -> None:
+        self._sizes = sizes
+        self._known: dict[sympy.Expr, list[int]] = {}
+
+    def of(self, expression: sympy.Expr) -> list[int]:
+        """One number for each set of sizes."""
+        if expression not in self._known:
+            self._known[expression] = [evaluate(expression, at) for at in self._sizes]
+        return self._known[expression]
 
 
 def evaluate(cost: sympy.Expr, sizes: Mapping[sympy.Basic, int]) -> int:

@@ -42,7 +42,9 @@ def pristine(model: nn.Module) -> Iterator[None]:
 def _snapshot(module: nn.Module) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """The attributes, and what the containers among them hold: registries, hooks, caches, lists of records."""
     attributes = dict(module.__dict__)
-    contents = {name: _content(value) for name, value in attributes.items() if isinstance(value, (dict, list, set))}
+    contents = {
+        name: _content(value) if value else [] for name, value in attributes.items() if isinstance(value, (dict, list, set))
+    }
     return attributes, contents
 
 
@@ -52,6 +54,8 @@ def _content(container: dict[Any, Any] | list[Any] | set[Any]) -> list[Any]:
 
 def _refill(container: dict[Any, Any] | list[Any] | set[Any], content: list[Any]) -> None:
     """Give a container its old content, if it changed; compared by identity, because tensors have no truth value."""
+    if not container and not content:  # most are, of thousands
+        return
     now = _content(container)
     if len(now) == len(content) and all(_same(a, b) for a, b in zip(now, content, strict=True)):
         return

@@ -27,17 +27,13 @@ class Total:
     @classmethod
     def of(cls, program: Program) -> Total:
         """Count a program as it is now."""
-        costs = Costs.of(program)
-        cost = sympy.Add(costs.outside, *costs.blocks)
-        adds = moved = 0.0
+        moved = 0.0
         seen: dict[Any, int] = {}
         for grid, share in densities_of(program):
             sizes = sizes_at(program, grid)
-            adds += share * evaluate(cost, sizes)
-            moved += share * (
-                _bytes(program.graph, sizes) + sum(_of_call(program, call, sizes, seen) for call in program.all_block_nodes)
-            )
-        return cls(adds, moved)
+            blocks = sum(_of_call(program, call, sizes, seen) for call in program.all_block_nodes)
+            moved += share * (_bytes(program.graph, sizes) + blocks)
+        return cls(Costs.of(program).mean(program), moved)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import sympy
 import torch
@@ -12,7 +13,7 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unbacked_symbols
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
@@ -23,13 +24,46 @@ _GIVEN = ("placeholder", "call_function")
 
 Size: TypeAlias = Any  # a number or a sympy expression; sympy has no types
 
+_KNOWN = "sparsify_known"  # what operators yielded, kept on the mode that they ran in
+
+# What sizes are, by environment, as of one version of it: torch's own cache is emptied when another environment is asked.
+_SIZES: WeakKeyDictionary[ShapeEnv, tuple[int, dict[Expr, Size]]] = WeakKeyDictionary()
+
 
 def compute_value(node: fx.Node, values: Mapping[fx.Node, Any], mode: FakeTensorMode) -> Any:
-    """What a ``call_function`` node yields, as a fake tensor or symbolic size, from the values of its arguments."""
+    """What a ``call_function`` node yields, as a fake tensor or symbolic size, from the values of its arguments.
+
+    An operator is run once for all arguments that look alike, as those of equal modules do, however many there are.
+    """
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda argument: values[argument])
-    # With Python's dispatcher composite operators keep sizes symbolic, as they do while torch.export traces.
-    with mode, torch.no_grad(), enable_python_dispatcher():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+    known = vars(mode).setdefault(_KNOWN, {})
+    key = (node.target, _look(args), _look(kwargs))
+    if key not in known:
+        # With Python's dispatcher composite operators keep sizes symbolic, as they do while torch.export traces.
+        with mode, torch.no_grad(), enable_python_dispatcher():
+            value = node.target(*args, **kwargs)  # type: ignore[operator]
+        if free_unbacked_symbols(value):
+            return value  # sizes that depend on values are new at every run
+        known[key] = value
+    return known[key]
+
+
+def _look(value: Any) -> Hashable:
+    """All that what operators yield can depend on, when a tensor or a symbolic size is their argument."""
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided:
+            return object()  # like no other
+        constant = getattr(value, "constant", None)
+        sizes = _look(value.shape), _look(value.stride()), _look(value.storage_offset())
+        form = value.dtype, value.device, value.is_conj(), value.is_neg(), value.requires_grad
+        return (*sizes, *form, None if constant is None else id(constant))
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return type(value), value.node._expr
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(_look, value))
+    if isinstance(value, Mapping):
+        return tuple((key, _look(item)) for key, item in value.items())
+    return type(value), value
 
 
 def annotate(node: fx.Node, mode: FakeTensorMode | None = None) -> fx.Node:
@@ -53,8 +87,14 @@ def size_of(size: int | torch.SymInt) -> Size:
     """One size as a number, or as a sympy expression with what is known about its symbols put in."""
     if isinstance(size, int):
         return size
-    expression = size.node.shape_env.simplify(size.node.expr)
-    return int(expression) if expression.is_number else expression
+    env, expression = size.node.shape_env, size.node._expr
+    version, known = _SIZES.get(env, (None, {}))
+    if version != env._version_counter:
+        version, known = _SIZES[env] = env._version_counter, {}
+    if expression not in known:
+        simple = env.simplify(size.node.expr)
+        known[expression] = int(simple) if simple.is_number else simple
+    return known[expression]
 
 
 def new_size(env: ShapeEnv, name: str, hint: int) -> torch.SymInt:

@@ -8,6 +8,7 @@ tokens of the grid, and not of the text, is decided later, from the symbolic sha
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import random
@@ -23,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from .calls import CallSpec, Leaf, OutputSpec
 from .errors import CaptureError, TrunkError
+from .hidden import Watch
 from .pristine import pristine
 from .quiet import quiet_logs
 from .structure import fingerprint
@@ -44,6 +46,7 @@ class BlockCall:
         outputs: the flat tensors it returned.
         structure: equal for two calls only if tracing them gives the same graph.
         updates: for every flat output, the flat input it is the next version of (same shape and dtype).
+        read_outside: whether code outside of the block reads its weights.
     """
 
     path: str
@@ -54,6 +57,7 @@ class BlockCall:
     outputs: list[torch.Tensor]
     structure: Hashable
     updates: list[int] = field(default_factory=list)
+    read_outside: bool = False
 
     @property
     def chain(self) -> str:
@@ -166,11 +170,15 @@ def _run_with_hooks(
 ) -> dict[str, list[BlockCall]]:
     calls: dict[str, list[BlockCall]] = {}
     seen: dict[Hashable, tuple[OutputSpec, list[torch.Tensor]]] = {}
-    with torch.no_grad():
-        for path in paths:
-            module = model.get_submodule(path)
-            module.forward = _recorded(path, module, calls, seen, reuse)
+    modules = {path: model.get_submodule(path) for path in paths}
+    watch = Watch(modules)
+    for path, module in modules.items():
+        module.forward = watch.pausing(_recorded(path, module, calls, seen, reuse))
+    with torch.no_grad(), watch if reuse else contextlib.nullcontext():  # a real run is left to its fast paths
         model(*args, **kwargs)
+    for path, recorded in calls.items():
+        for call in recorded:
+            call.read_outside = path in watch.seen
     return calls
 
 

@@ -7,11 +7,12 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LoweringError
-from ..runtime import SparseModel
-from .check import check as check_against_eager
+
+if TYPE_CHECKING:
+    from ..runtime import SparseModel
 
 Lowered = Callable[..., Any]
 
@@ -78,6 +79,8 @@ def lower(sparse: SparseModel, target: str = "inductor", *, check: bool = False,
     Raises:
         LoweringError: no such target or option, something is not installed, the model does not allow it, or the check fails.
     """
+    from ..runtime import SparseModel  # here, because what traces takes as long to import as torch itself
+
     if not isinstance(sparse, SparseModel):
         raise LoweringError(f"lower takes what sparsify() returned, not a {type(sparse).__name__}.")
     if target not in TARGETS:
@@ -90,5 +93,7 @@ def lower(sparse: SparseModel, target: str = "inductor", *, check: bool = False,
         raise LoweringError(f"target {target} has no option {unknown}; its options are {known or 'none'}.")
     lowered = function(sparse, **options)
     if check:
+        from .check import check as check_against_eager
+
         check_against_eager(sparse, lowered, options.get("example_inputs"))
     return lowered

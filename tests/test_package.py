@@ -20,14 +20,32 @@ def test_import_loads_nothing_heavy(tmp_path: Path) -> None:
         "diffusers",
         "transformers",
         "torch_tensorrt",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "safetensors",
         "matplotlib",
-        "rich.table",
+        "rich",
         "networkx",
         "hypothesis",
+        # What traces: as long to import as torch itself. The first call of sparsify waits for it.
+        "sympy",
+        "torch._dynamo",
         "torch._inductor.compile_fx",
+        "sparsify.runtime",
     )
-    code = f"import sys, torch; before = set(sys.modules); import sparsify; print([m for m in {heavy!r} if m in set(sys.modules) - before])"
+    used = "from sparsify import SDTM, Density, Policy, available, lower, sparsify; Policy.auto()"
+    code = (
+        f"import sys, torch; before = set(sys.modules); {used}; print([m for m in {heavy!r} if m in set(sys.modules) - before])"
+    )
     assert python(code, tmp_path) == "[]"
+
+
+def test_every_public_name_is_there_whenever_it_is_imported(tmp_path: Path) -> None:
+    code = "from sparsify import *; import sparsify; print({*sparsify.__all__} <= {*globals()}, SparseModel.__name__, sparsify.passes.Pass.__name__)"
+    assert python(code, tmp_path) == "True SparseModel Pass"
+    code = "import sparsify; print(hasattr(sparsify, 'nonsense'), {*sparsify.__all__} <= {*dir(sparsify)})"
+    assert python(code, tmp_path) == "False True"
 
 
 def test_passes_and_targets_live_inside_the_package(tmp_path: Path) -> None:

@@ -14,18 +14,22 @@ from sparsify.models import dit
 
 @pytest.mark.slow
 def test_sparsify_of_dit_xl_is_quick_and_hardly_grows_with_depth() -> None:
-    """On meta weights: nothing here depends on their values. Limits: 5 s for 28 blocks, 1.5 times that for 56."""
+    """On meta weights: nothing here depends on their values. Limits: 3 s for 28 blocks, 1.3 times that for 56.
+
+    Processor time of one thread, because other load on the machine hardly shows in it.
+    """
     with torch.device("meta"):
         models = {depth: dit("DiT-XL/2", 512, depth) for depth in (28, 56)}
     seconds: dict[int, list[float]] = {28: [], 56: []}
-    for _ in range(4):
+    for round_ in range(8):
         for depth, (model, inputs) in models.items():
-            started = time.perf_counter()
+            started = time.thread_time()
             sparsify(model, Policy.fit(depth), example_inputs=inputs)
-            seconds[depth].append(time.perf_counter() - started)
+            if round_:  # the first round warms up
+                seconds[depth].append(time.thread_time() - started)
     medians = {depth: statistics.median(times) for depth, times in seconds.items()}
-    assert medians[28] < 5
-    assert medians[56] < 1.5 * medians[28]
+    assert medians[28] < 3
+    assert statistics.median(b / a for a, b in zip(seconds[28], seconds[56], strict=True)) <= 1.3
 
 
 def test_the_trunk_is_captured_once_however_deep() -> None:
