@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -21,11 +26,25 @@ def peak_bytes(call: Call, device: str | torch.device = "cpu") -> int:
         with torch.no_grad():
             call()
         return torch.cuda.max_memory_allocated() - before
-    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
+    with torch.no_grad(), _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as run:
         call()
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    recorded = run.profiler.kineto_results.events() if run.profiler is not None else []
     held = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
+    for event in sorted((e for e in recorded if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         held += event.nbytes()
         most = max(most, held)
     return most
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """The profiler's library writes of its own start and stop to stderr, past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
