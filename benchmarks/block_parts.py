@@ -43,5 +43,7 @@ def reason_against(model: nn.Module) -> str | None:
     """Why a model's blocks are not of this kind, or None."""
     blocks = getattr(model, "transformer_blocks", ())
     if hasattr(model, "single_transformer_blocks") or not all(isinstance(block, BasicTransformerBlock) for block in blocks):
-        return "published for blocks with one stream of tokens and no rotary positions; these have text in the stream and rotate"
+        return (
+            "published for blocks with one stream of tokens and no rotary positions; these have text in the stream and rotate"
+        )
     return None

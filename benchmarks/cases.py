@@ -12,7 +12,7 @@ from torch import nn
 from sparsify import Density, Policy
 from sparsify.models import dit, flux_stack, pixart
 
-_RATES = {"r_min": 0.61, "r_max": 0.86}  # the paper's for 256x256 images
+_RATES = 0.61, 0.86  # the paper's for 256x256 images
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Case:
     policy: Policy
 
 
-_FLUX = Policy.auto(Density.paper(**_RATES, timesteps=1.0))  # its timesteps lie between 0 (data) and 1 (noise)
+_FLUX = Policy.auto(Density.paper(*_RATES, timesteps=1.0))  # its timesteps lie between 0 (data) and 1 (noise)
 CASES = {
     "dit-256": Case("DiT-XL/2 256x256", partial(dit, "DiT-XL/2", 256), Policy.paper("DiT-XL/2", 256)),
     "dit-512": Case("DiT-XL/2 512x512", partial(dit, "DiT-XL/2", 512), Policy.paper("DiT-XL/2", 512)),
-    "pixart-256": Case("PixArt-alpha XL/2 256x256", partial(pixart, 256), Policy.auto(Density.paper(**_RATES))),
-    "pixart-512": Case("PixArt-alpha XL/2 512x512", partial(pixart, 512), Policy.auto(Density.paper(**_RATES))),
+    "pixart-256": Case("PixArt-alpha XL/2 256x256", partial(pixart, 256), Policy.auto(Density.paper(*_RATES))),
+    "pixart-512": Case("PixArt-alpha XL/2 512x512", partial(pixart, 512), Policy.auto(Density.paper(*_RATES))),
     "flux": Case("Flux width, 2 + 4 blocks, 512x512", partial(flux_stack, 512), _FLUX),
 }
-_SMALL = Policy.auto(Density.paper(**_RATES))
+_SMALL = Policy.auto(Density.paper(*_RATES))
 QUICK = {
     "dit-256": Case("DiT-S/2 128x128, 6 blocks", partial(dit, "DiT-S/2", 128, 6), _SMALL),
     "dit-512": Case("DiT-S/2 256x256, 6 blocks", partial(dit, "DiT-S/2", 256, 6), _SMALL),

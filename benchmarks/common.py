@@ -18,7 +18,9 @@ import torch
 from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsify.cli.words import a_count, console
@@ -149,11 +151,17 @@ def counted(run: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
 def in_dtype(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Latents and texts in another dtype; timesteps and position ids as they are."""
 
-    def is_value(name: str, leaf: Any) -> bool:
-        floating = isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.ndim > 1
-        return floating and not name.endswith("_ids")
+    def converted(leaf: Any) -> Any:
+        is_value = isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.ndim > 1
+        return leaf.to(dtype) if is_value else leaf
 
-    return {name: leaf.to(dtype) if is_value(name, leaf) else leaf for name, leaf in inputs.items()}
+    changed = tree_map(converted, dict(inputs))
+    return {**changed, **{name: value for name, value in inputs.items() if name.endswith("_ids")}}
+
+
+def placed(model: nn.Module, device: str, dtype: torch.dtype) -> nn.Module:
+    """On a device and in a dtype; diffusers warns of every cast, also of one that changes nothing."""
+    return model.to(device) if dtype == torch.float32 else model.to(device, dtype)
 
 
 def batched(inputs: Mapping[str, Any], batch: int, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -186,7 +194,7 @@ def write(path: Path | None, benchmark: str, options: argparse.Namespace, result
     """The result file, if one is asked for: what was run, on what, and the numbers."""
     if path is None:
         return
-    words = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    words = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}  # files tell nothing
     found = {"benchmark": benchmark, "arguments": words, "hardware": hardware(), "versions": versions(), "results": results}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=2) + "\n")

@@ -86,9 +86,11 @@ def dense(setup: Setup, compiled: bool) -> Iterable[Contender]:
 
 def ours(setup: Setup, compiled: bool) -> Iterable[Contender]:
     """What ``sparsify`` makes of it; compiled it is there with open and with static shapes."""
-    runs = {"sparsify": setup.sparse}
+    runs: dict[str, Callable[..., Any]] = {"sparsify": setup.sparse}
     if compiled:
-        runs = {f"sparsify, {shapes} shapes": lower(setup.sparse, "inductor", shapes=shapes) for shapes in ("dynamic", "per_grid")}
+        runs = {
+            f"sparsify, {shapes} shapes": lower(setup.sparse, "inductor", shapes=shapes) for shapes in ("dynamic", "per_grid")
+        }
     for name, run in runs.items():
         yield Contender(name, _scheduled(run, setup, setup.sparse.fix), setup.sparse.report().gflops, compiled)
 
@@ -169,9 +171,7 @@ def _one(run: Callable[..., Any], setup: Setup) -> dict[Grid | None, tuple[float
     return {None: (1.0, lambda: run(**setup.inputs))}
 
 
-def _scheduled(
-    run: Callable[..., Any], setup: Setup, fix: Callable[[Grid], Any]
-) -> dict[Grid | None, tuple[float, Call]]:
+def _scheduled(run: Callable[..., Any], setup: Setup, fix: Callable[[Grid], Any]) -> dict[Grid | None, tuple[float, Call]]:
     """A call at every pooled grid, which the host says, so that no timestep is read from a GPU."""
 
     def at(grid: Grid) -> Call:

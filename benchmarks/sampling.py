@@ -23,6 +23,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ from sparsify.cli.words import a_count
 from sparsify.ends import Grid
 
 from .cases import CASES, Case, cases
-from .common import DTYPES, batched, grid_text, in_dtype, interleaved, parser, show, table, timed, write
+from .common import DTYPES, batched, grid_text, in_dtype, interleaved, parser, placed, show, table, timed, write
 
 SAMPLERS: dict[str, tuple[str, type[Any], int]] = {
     "ddpm-250": ("DDPM", DDPMScheduler, 250),
@@ -93,9 +95,7 @@ def loop(run: Callable[..., Any], inputs: dict[str, Any], scheduler: Any, guided
     return latents
 
 
-def estimate(
-    sampler: str, sparse: SparseModel, seconds: dict[Grid | None, float], arithmetic: float, images: int
-) -> Run:
+def estimate(sampler: str, sparse: SparseModel, seconds: dict[Grid | None, float], arithmetic: float, images: int) -> Run:
     """From the seconds of a forward pass by grid, dense under None, and those of the scheduler over the whole run."""
     found = visits(sparse, scheduler_of(sampler))
     steps = sum(found.values())
@@ -115,7 +115,7 @@ def estimate(
 def arithmetic_of(sampler: str, inputs: dict[str, Any], guided: bool) -> float:
     """Seconds that a run spends outside of the model: a loop whose model hands back zeros."""
     latents = inputs["hidden_states"]
-    zeros = argparse.Namespace(sample=torch.zeros_like(latents).repeat(1, 2, 1, 1))
+    zeros = SimpleNamespace(sample=torch.zeros_like(latents).repeat(1, 2, 1, 1))
     return min(timed(lambda: loop(lambda **_: zeros, inputs, scheduler_of(sampler), guided)) for _ in range(2))
 
 
@@ -145,7 +145,7 @@ def sampled(case: Case, options: argparse.Namespace, compiled: bool) -> list[Run
     torch.manual_seed(0)
     dtype, guided = DTYPES[options.dtype], not options.unguided
     model, one = case.make()
-    model = model.to(options.device) if dtype == torch.float32 else model.to(options.device, dtype)
+    model = placed(model, options.device, dtype)
     inputs = in_dtype(batched(one, options.batch * (2 if guided else 1), options.device), dtype)
     sparse = sparsify(model, case.policy, example_inputs=inputs)
     runs: dict[str, Callable[..., Any]] = {"dense": model, "sparse": sparse}
@@ -157,10 +157,10 @@ def sampled(case: Case, options: argparse.Namespace, compiled: bool) -> list[Run
     for sampler in options.samplers:
         run = estimate(sampler, sparse, seconds, arithmetic_of(sampler, inputs, guided), options.batch)
         if options.full:
-            loops = {
-                kind: timed(lambda each=each, sampler=sampler: loop(each, inputs, scheduler_of(sampler), guided)) / options.batch
-                for kind, each in runs.items()
-            }
+            loops = {}
+            for kind, each in runs.items():
+                seconds_of_run = timed(partial(loop, each, inputs, scheduler_of(sampler), guided))
+                loops[kind] = seconds_of_run / options.batch
             run = Run(**asdict(run) | {"dense_loop": loops["dense"], "sparse_loop": loops["sparse"]})
         found.append(run)
     return found

@@ -20,6 +20,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from sparsify import Density, Policy, sparsify
 from sparsify.cli.words import a_count
 from sparsify.models import dit
 
-from .common import DTYPES, batched, in_dtype, interleaved, machine_line, parser, show, table, timed, write
+from .common import DTYPES, Call, batched, in_dtype, interleaved, machine_line, parser, placed, show, table, timed, write
 from .memory import peak_bytes
 
 SIDES = (16, 24, 32, 48, 64, 96, 128)
@@ -83,17 +84,16 @@ def measured(name: str, side: int, options: Any) -> Point:
     torch.manual_seed(0)
     dtype = DTYPES[options.dtype]
     model, one = dit(name, side * 16, options.depth)
-    model = model.to(options.device) if dtype == torch.float32 else model.to(options.device, dtype)
+    model = placed(model, options.device, dtype)
     inputs = in_dtype(batched(one, options.batch, options.device), dtype)
     sparse = sparsify(model, Policy.fit(options.depth, Density.constant(rate=options.rate)), example_inputs=inputs)
     report = sparse.report()
     (density,) = report.densities
     sparse.fix(density.grid)
     runs: dict[str, Callable[..., Any]] = {"dense": model, "sparse": sparse}
-    calls = {kind: lambda run=run: run(**inputs) for kind, run in runs.items()}
-    peaks, seconds = {}, {}
-    for kind, call in calls.items():
-        seconds[kind] = [timed(lambda kind=kind, call=call: peaks.update({kind: peak_bytes(call, options.device)}))]
+    calls = {kind: partial(run, **inputs) for kind, run in runs.items()}
+    peaks: dict[str, int] = {}
+    seconds = {kind: [timed(partial(_record, peaks, kind, call, options.device))] for kind, call in calls.items()}
     if max(first for (first,) in seconds.values()) < options.budget:
         seconds = interleaved(calls, options.rounds, warm_up=0)
     cost = {"dense": report.gflops_dense, "sparse": report.gflops}
@@ -101,9 +101,24 @@ def measured(name: str, side: int, options: Any) -> Point:
     return Point(side * side, density.grid[0] * density.grid[1], of["dense"], of["sparse"])
 
 
+def _record(peaks: dict[str, int], kind: str, call: Call, device: str) -> None:
+    peaks[kind] = peak_bytes(call, device)
+
+
 def scaling_table(what: str, points: Sequence[Point]) -> Table:
     """To read."""
-    headings = ("tokens", "pooled", "s dense", "s sparse", "faster", "fewer GFLOPs", "MB dense", "MB sparse", "less memory", "calls")
+    headings = (
+        "tokens",
+        "pooled",
+        "s dense",
+        "s sparse",
+        "faster",
+        "fewer GFLOPs",
+        "MB dense",
+        "MB sparse",
+        "less memory",
+        "calls",
+    )
     rows = [
         (
             str(p.tokens),

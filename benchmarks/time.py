@@ -30,7 +30,7 @@ import torch
 from rich.table import Table
 
 from .cases import CASES, Case, cases
-from .common import DTYPES, batched, grid_text, in_dtype, parser, ratio, show, table, write
+from .common import DTYPES, batched, grid_text, in_dtype, parser, placed, ratio, show, table, write
 from .contenders import DEFAULT_WAYS, WAYS, Contender, Setup, measure
 
 HEADINGS = ("batch", "way", "code", "seconds", "of dense", "faster", "fewer GFLOPs", "GFLOPs")
@@ -61,7 +61,7 @@ def timed_case(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
     warnings.filterwarnings("ignore", module="torch")
     dtype = DTYPES[options.dtype]
     model, one = case.make()
-    model = model.to(options.device) if dtype == torch.float32 else model.to(options.device, dtype)
+    model = placed(model, options.device, dtype)
     found = []
     for batch in options.batch:
         # A compiler that gives up and runs eager code, unasked, would be timed as compiled code.
@@ -132,7 +132,9 @@ def time_table(title: str, found: list[dict[str, Any]], options: argparse.Namesp
 
 def remarks(found: list[dict[str, Any]]) -> list[str]:
     """What to know of the rows, and which are missing and why."""
-    lines = {f"{each['name'].partition(',')[0]}: {each['remark']}": None for at in found for each in at["rows"] if each["remark"]}
+    lines = {
+        f"{each['name'].partition(',')[0]}: {each['remark']}": None for at in found for each in at["rows"] if each["remark"]
+    }
     lines |= {f"no {name}: {reason}": None for at in found for name, reason in at["skipped"].items()}
     return list(lines)
 
