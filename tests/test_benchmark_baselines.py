@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.common import counted
 from benchmarks.first_block_cache import first_block_cache
 from benchmarks.handwritten import fix_grid, handwritten
 from benchmarks.token_merging import Matching, cells, merged_at, merging
@@ -42,25 +43,25 @@ MODELS = pytest.mark.parametrize("make", [dit_and_inputs, pixart_and_inputs], id
 
 
 def share_restores(sparse: SparseModel, twin: Any) -> None:
-    """Ours, drawn at random, into the one by hand."""
-    randomise_restores(sparse)
+    """Ours into the one by hand."""
     for mine, theirs in zip(sparse.sparsify_restore, twin.transformer_blocks[0].restores, strict=True):
         theirs.load_state_dict({f"{side}.{name}": t for side in mine for name, t in mine[side].state_dict().items()})
 
 
 @MODELS
-@pytest.mark.parametrize("ones", [False, True], ids=["mean", "ones"])
-def test_handwritten_equals_ours(make: Any, ones: bool) -> None:
+def test_handwritten_equals_ours(make: Any) -> None:
     model, inputs = make()
     sparse = sparsify(model, POLICY, example_inputs=inputs)
-    twin = handwritten(model, POLICY, (8, 8), ones=ones)
-    share_restores(sparse, twin)
-    with torch.no_grad():
-        for density in sparse.report().densities:
-            want = fix_grid(twin, density.grid)(**inputs).sample
-            got = sparse.fix(density.grid)(**inputs).sample
-            assert want.abs().max() > 0.05
-            torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+    randomise_restores(sparse)
+    for ones in (False, True):
+        twin = handwritten(model, POLICY, (8, 8), ones=ones)
+        share_restores(sparse, twin)
+        with torch.no_grad():
+            for density in sparse.report().densities:
+                want = fix_grid(twin, density.grid)(**inputs).sample
+                got = sparse.fix(density.grid)(**inputs).sample
+                assert want.abs().max() > 0.05
+                torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
 @MODELS
@@ -115,16 +116,19 @@ def test_the_most_similar_pair_is_merged_first() -> None:
     assert torch.equal(restored[0, rest], x[0, rest])
 
 
-def test_merging_is_chosen_to_cost_what_ours_costs() -> None:
+def test_merging_is_chosen_to_cost_what_is_asked() -> None:
+    """To half a token; counting on the meta device is the same."""
     model, inputs = dit_and_inputs()
     one = {name: value[:1] for name, value in inputs.items()}
-    report = sparsify(model, POLICY, example_inputs=one).report()
     with torch.device("meta"):
         twin = tiny_diffusers_dit()
-    merged, gflops = merged_at(twin, {name: value.to("meta") for name, value in one.items()}, report.grid, report.gflops)
-    _, less = merged_at(model, one, report.grid, 0.95 * report.gflops)
-    assert 0 < merged < 48
-    assert gflops == pytest.approx(report.gflops, rel=0.02) and less < gflops
+    on_meta = {name: value.to("meta") for name, value in one.items()}
+    costs = [counted(merging(model, (8, 8), merged), **one) for merged in (10, 11)]
+    assert merged_at(twin, on_meta, (8, 8), costs[0]) == (10, costs[0])
+    assert merged_at(twin, on_meta, (8, 8), 0.4 * costs[0] + 0.6 * costs[1])[0] == 11
+    assert merged_at(twin, on_meta, (8, 8), 0.0)[0] == len(cells((8, 8))[0])
+    dense = counted(twin, **on_meta)
+    assert merged_at(twin, on_meta, (8, 8), dense) == (0, dense)
 
 
 @pytest.mark.parametrize("kind", ["dit", "pixart", "flux"])

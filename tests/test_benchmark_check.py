@@ -66,5 +66,6 @@ def test_only_some_groups_are_measured_and_updated(baseline: Path) -> None:
     assert check.main(["--baseline", str(baseline), "--only", "more"], groups) == 0
 
 
+@pytest.mark.slow
 def test_counts_of_the_gate_are_the_same_on_every_machine() -> None:
     assert check.flops()["GFLOPs, DiT-XL/2 512"] >= 524.58 / 235.3
