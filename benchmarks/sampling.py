@@ -136,7 +136,7 @@ def main(words: Sequence[str] | None = None) -> int:
             runs = sampled(case, options, compiled)
             show(sampling_table(case.title, runs, options, compiled))
             results.append({"model": name, "title": case.title, "compiled": compiled, "runs": [asdict(run) for run in runs]})
-    write(options.json, "sampling", options, results)
+            write(options.json, "sampling", options, results)  # after each: the later ones take long
     return 0
 
 

@@ -50,8 +50,8 @@ def main(words: Sequence[str] | None = None) -> int:
         found = timed_case(case, options)
         show(time_table(case.title, found, options), *remarks(found))
         results.append({"model": name, "title": case.title, "batches": found})
+        write(options.json, "time", options, results)  # after each: the later ones take long
         gc.collect()  # one model at a time
-    write(options.json, "time", options, results)
     return 0
 
 

@@ -118,7 +118,6 @@ def test_scaling_draws_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture
     flags = [
         "--quick",
         "--sides",
-        "4",
         "6",
         "--rounds",
         "1",
