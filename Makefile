@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 OUT ?= out
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench models clean
+.PHONY: help setup demo test test-all check bench bench-check models clean
 
 help: ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,12 +40,19 @@ check: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## the benchmarks: dense against sparse, interleaved in one process
-	@echo "== benchmarking dense against sparse"
+bench: $(STAMP) ## all benchmarks: tables here, numbers and a picture in out/bench; about an hour on two cores
+	@echo "== benchmarking: small calls, GFLOPs, forward passes, token counts, whole sampling runs, rewriting, compiling"
 	$(BIN)/python -m pytest benchmarks -m '' --benchmark-only --benchmark-disable-gc -p no:xdist
-	$(BIN)/python -m benchmarks.rewrite_cost
-	$(BIN)/python -m benchmarks.compile_cost
-	$(BIN)/sparsify bench sparsify.models:dit --kwargs '{"resolution": 256}' --policy paper:DiT-XL/2@256 --rounds 3
+	$(BIN)/python -m benchmarks.flops --json $(OUT)/bench/flops.json
+	$(BIN)/python -m benchmarks.time --models dit-256 dit-512 --compile --json $(OUT)/bench/time.json
+	$(BIN)/python -m benchmarks.scaling --picture $(OUT)/bench/scaling.png --json $(OUT)/bench/scaling.json
+	$(BIN)/python -m benchmarks.sampling --json $(OUT)/bench/sampling.json
+	$(BIN)/python -m benchmarks.rewrite_cost --json $(OUT)/bench/rewrite_cost.json
+	$(BIN)/python -m benchmarks.compile_cost --json $(OUT)/bench/compile_cost.json
+
+bench-check: $(STAMP) ## fail if a ratio of dense over sparse fell by over 10% against benchmarks/results/baseline.json
+	@echo "== measuring ratios of dense over sparse and comparing them with the baseline: about three minutes"
+	$(BIN)/python -m benchmarks.check
 
 models: $(STAMP) ## every check on every model of the zoo; writes docs/models.md
 	@echo "== running every check on every model of the zoo: about a quarter of an hour"

@@ -1,8 +1,10 @@
 """Cold compile time: a deep model by regions, as the inductor target does it, against the same model compiled flat.
 
-Every measurement is a process of its own with empty caches and one compiler at a time; seconds are of processor time:
+Every measurement is a process of its own with empty caches and one compiler at a time; seconds are of processor time.
 
-python -m benchmarks.compile_cost [--depth N] [--width N] [--json FILE]
+examples:
+  python -m benchmarks.compile_cost
+  python -m benchmarks.compile_cost --depth 12 --width 128 --json out/bench/compile_cost.json
 """
 
 from __future__ import annotations
@@ -14,16 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from sparsify import Policy, SparseModel, lower, sparsify
+
+from .common import parser, show, table, write
 
 _ROOT = Path(__file__).parents[1]
 # What each is, and which one to hold it against: shapes that are open cost several times as much to trace.
@@ -92,31 +95,28 @@ def cold(way: str, depth: int, width: int) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--depth", type=int, default=28, help="blocks of the model (28)")
-    parser.add_argument("--width", type=int, default=64, help="channels of a token (64)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
-    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.measure:
-        measure(arguments.measure, arguments.depth, arguments.width)
-        return
+def main(words: Sequence[str] | None = None) -> int:
+    """The command."""
+    made = parser("compile_cost", __doc__ or "", "json")
+    made.add_argument("--depth", type=int, default=28, help="blocks of the model (default: %(default)s)")
+    made.add_argument("--width", type=int, default=64, help="channels of a token (default: %(default)s)")
+    made.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    options = made.parse_args(words)
+    if options.measure:
+        measure(options.measure, options.depth, options.width)
+        return 0
     ways = track(WAYS, "compiling, each in a process with empty caches", console=Console(stderr=True))
-    results = {way: cold(way, arguments.depth, arguments.width) for way in ways}
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1))
-    title = f"cold compile time of {arguments.depth} blocks of width {arguments.width}, seconds of processor time"
-    table = Table(title=title, title_justify="left")
-    for heading in ("way", "what", "graphs", "seconds", "share of flat"):
-        table.add_column(heading, justify="left" if heading in ("way", "what") else "right", no_wrap=True)
+    results = {way: cold(way, options.depth, options.width) for way in ways}
+    rows = []
     for way, found in results.items():
         what, reference = WAYS[way]
         share = found["seconds"] / results[reference]["seconds"]
-        table.add_row(way, what, f"{found['graphs']:.0f}", f"{found['seconds']:.1f}", f"{share:.2f}x")
-    console = Console()
-    (console if console.is_terminal else Console(width=118)).print(table)
+        rows.append((way, what, f"{found['graphs']:.0f}", f"{found['seconds']:.1f}", f"{share:.2f}x"))
+    title = f"cold compile time of {options.depth} blocks of width {options.width}, seconds of processor time"
+    show(table(title, ("way", "what", "graphs", "seconds", "share of flat"), rows, left=2))
+    write(options.json, "compile_cost", options, results)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,7 +14,6 @@ Cold time is that of lowering and of the first call at every grid, with empty ca
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
@@ -33,13 +32,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from sparsify import Policy, SparseModel, available, lower, sparsify
 from sparsify.targets.check import Difference, differences
 from tests.zoo.__main__ import entries
 from tests.zoo.check import difference, policy_for, tensors_in
 from tests.zoo.entry import Entry
+
+from .common import in_dtype, parser
 
 MODELS = {
     "DiT": "DiTTransformer2DModel",
@@ -110,7 +110,7 @@ def bf16_ratio(
     entry: Entry, model: nn.Module, inputs: dict[str, Any], found: list[Difference], kind: str, options: dict[str, Any]
 ) -> float:
     """The lowered model's error in bfloat16 over the dense eager model's, both against float32."""
-    low, low_inputs = copy.deepcopy(model).to(torch.bfloat16), in_bf16(inputs)
+    low, low_inputs = copy.deepcopy(model).to(torch.bfloat16), in_dtype(inputs, torch.bfloat16)
     with torch.no_grad():
         want = model(**inputs)
         dense = difference(low(**low_inputs), want) / largest(want)
@@ -123,17 +123,6 @@ def bf16_ratio(
             low_sparse.fix(grid)
             worst = max(worst, difference(fast(**low_inputs), want) / largest(want))
     return worst / dense
-
-
-def in_bf16(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Latents and texts in bfloat16; timesteps and position ids as they are."""
-
-    def converted(leaf: Any) -> Any:
-        is_value = isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.ndim > 1
-        return leaf.to(torch.bfloat16) if is_value else leaf
-
-    changed = pytree.tree_map(converted, inputs)
-    return {**changed, **{name: value for name, value in inputs.items() if name.endswith("_ids")}}
 
 
 def largest(output: Any) -> float:
@@ -161,18 +150,12 @@ def text(cell: Cell) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.targets",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="which models (default all)")
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="which targets (default all)")
-    parser.add_argument("-o", "--output", type=Path, help="also write the matrix there, as Markdown")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = parser.parse_args(words)
+    made = parser("targets", __doc__ or "")
+    made.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="which models (default all)")
+    made.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="which targets (default all)")
+    made.add_argument("-o", "--output", type=Path, help="also write the matrix there, as Markdown")
+    made.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = made.parse_args(words)
     warnings.simplefilter("ignore")
     by_name = {entry.name: entry for entry in entries(("images", "packed", "videos"))}
     cells = []
@@ -193,7 +176,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.output is not None:
         remarks = "\n".join(dict.fromkeys(f"- {c.target}: {c.remark}" for c in cells if c.remark))
         options.output.write_text(
-            f"# Targets\n\n{rest.split('--json')[1].strip()}\n\n{machine}\n\n{markdown(cells)}\n{remarks}\n"
+            f"# Targets\n\n{(__doc__ or '').split('--json')[1].strip()}\n\n{machine}\n\n{markdown(cells)}\n{remarks}\n"
         )
     return 0
 

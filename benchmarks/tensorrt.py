@@ -15,18 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from sparsify import Policy, SparseModel, lower, sparsify
 from sparsify.density import Density
@@ -37,20 +34,14 @@ from sparsify.targets.base import TARGETS
 from sparsify.targets.check import differences
 from sparsify.targets.tensorrt import DTYPES
 
+from .common import Call, hardware, in_dtype, interleaved, parser, versions
+
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "torch_tensorrt", "tensorrt", "nvidia-modelopt", "triton", "diffusers", "sparsedit")
-Call = Callable[[], Any]
 
 
-def parser() -> argparse.ArgumentParser:
+def command() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, rest = (__doc__ or "").partition("\n\n")
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks.tensorrt",
-        description=summary,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = parser("tensorrt", __doc__ or "")
     made.add_argument("--model", default="DiT-XL/2", help="DiT-S/2, DiT-B/2, DiT-L/2 or DiT-XL/2 (default: %(default)s)")
     made.add_argument("--resolution", type=int, default=256, help="pixels of a side (default: %(default)s)")
     made.add_argument("--blocks", type=int, help="fewer blocks than the model has, to try things out")
@@ -67,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """The whole run; 2 where it cannot be done here."""
-    options = parser().parse_args(arguments)
+    options = command().parse_args(arguments)
     if reason := TARGETS["tensorrt"].reason_against():
         print(f"error: target tensorrt cannot be used here: {reason}.", file=sys.stderr)
         return 2
@@ -105,7 +96,7 @@ def run(options: argparse.Namespace, device: str = "cuda") -> dict[str, Any]:
         seconds[name] = time.perf_counter() - started
     found = {name: differences(source, built[name]) for name, source in (("dense", dense), ("sparse", sparse))}
     sparse.to(dtype)  # and with it the model, whose parameters are the same objects
-    low_inputs = tree_map(lambda x: x.to(dtype) if x.is_floating_point() and x.ndim > 1 else x, inputs)
+    low_inputs = in_dtype(inputs, dtype)
     calls = {
         "dense eager": lambda: model(**low_inputs),
         "dense inductor": _compiled(model, low_inputs),
@@ -117,7 +108,8 @@ def run(options: argparse.Namespace, device: str = "cuda") -> dict[str, Any]:
         text = "x".join(map(str, grid))
         calls[f"sparse inductor {text}"] = _at(sparse, inductor, grid, low_inputs)
         calls[f"sparse tensorrt {text}"] = _at(built["sparse"], built["sparse"], grid, inputs)
-    medians = interleaved(calls, options.rounds)
+    times = interleaved(calls, options.rounds, warm_up=3, title="timing, interleaved")
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     return summary(options, medians, shares, seconds, found, sparse)
 
 
@@ -141,26 +133,6 @@ def _at(clock: Any, run_: Callable[..., Any], grid: Grid, inputs: Mapping[str, A
         return run_(**inputs)
 
     return call
-
-
-def interleaved(calls: Mapping[str, Call], rounds: int) -> dict[str, float]:
-    """Median seconds of each call; they take turns, and the first three rounds warm up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    with torch.no_grad():
-        for round_ in range(rounds + 3):
-            for name, call in calls.items():
-                _synchronise()
-                started = time.perf_counter()
-                call()
-                _synchronise()
-                if round_ >= 3:
-                    times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 def summary(
@@ -194,28 +166,6 @@ def summary(
         "speedup": best_dense / mean["tensorrt"],
         "speedup_of_the_method_in_tensorrt": medians["dense tensorrt"] / mean["tensorrt"],
     }
-
-
-def hardware() -> dict[str, Any]:
-    """The GPU, if there is one, and the host."""
-    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_initialized() else None
-    return {
-        "gpu": None if gpu is None else gpu.name,
-        "gpu_bytes": None if gpu is None else gpu.total_memory,
-        "host": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Of the packages that matter; None where one is not installed."""
-    found: dict[str, str | None] = {"cuda": torch.version.cuda}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 if __name__ == "__main__":

@@ -70,3 +70,31 @@ def pixart(resolution: int = 512, depth: int = 28, text_tokens: int = 120) -> tu
         "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
     }
     return model, inputs
+
+
+def flux_stack(
+    resolution: int = 512, double: int = 2, single: int = 4, heads: int = 24, text_tokens: int = 512
+) -> tuple[nn.Module, dict[str, Any]]:
+    """``FluxTransformer2DModel`` in the widths of Flux.1 but with few of its 19 double and 38 single stream blocks.
+
+    A block costs what it costs in Flux.1; all of them would need 48 GB in float32. With the default counts it is 5 GB.
+
+    Returns:
+        The model in evaluation mode, and keyword inputs at batch 1.
+    """
+    from diffusers import FluxTransformer2DModel
+
+    if resolution < 16 or resolution % 16:
+        raise InputError(f"resolution is {resolution}; it must be a multiple of 16 (latents of an eighth, packed two by two).")
+    model = FluxTransformer2DModel(num_layers=double, num_single_layers=single, num_attention_heads=heads).eval()
+    side = resolution // 16
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    inputs = {
+        "hidden_states": torch.randn(1, side * side, 64),
+        "encoder_hidden_states": torch.randn(1, text_tokens, 4096),
+        "pooled_projections": torch.randn(1, 768),
+        "timestep": torch.full((1,), 0.5),
+        "img_ids": torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).float(),
+        "txt_ids": torch.zeros(text_tokens, 3),
+    }
+    return model, inputs

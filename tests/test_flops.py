@@ -6,9 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.common import counted
 from sparsify import SDTM, Density, Policy, sparsify
 from sparsify.models import dit, pixart
 from sparsify.paper import ROWS, Row
@@ -40,13 +39,6 @@ def test_gflops_of_the_papers_rows(row: Row) -> None:
     assert report.gflops_dense == pytest.approx(dense, rel=1e-3)
     assert 0.9 * sparse <= report.gflops <= allowance * sparse
     assert report.gflops == pytest.approx(sum(d.share * d.gflops for d in report.densities))
-
-
-def counted(run, *args, **kwargs) -> float:
-    """torch counts multiplies and adds apart, and on the CPU it sees into attention only where that is written out."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run(*args, **kwargs)
-    return counter.get_total_flops() / 2e9
 
 
 POLICY = Policy(1, SDTM(1, 1, 1, 0), 2, Density.paper(r_min=0.5, r_max=0.9))
