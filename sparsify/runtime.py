@@ -124,6 +124,12 @@ class SparseModel(Timed, nn.Module):
         """What was done to which block, and what it saves."""
         return self._captured().report
 
+    def forget_prompts(self) -> None:
+        """Compute what depends on the prompt anew: after a write through ``.data``, which torch does not count as one."""
+        for module in self._modules.values():
+            if isinstance(module, PromptModule):
+                module.forget()
+
     def stage_for(self, example_inputs: Any = None) -> tuple[Stage, list[Leaf]]:
         """The capture that covers a call, given as for ``sparsify``, and its flat inputs; the latest capture without one.
 

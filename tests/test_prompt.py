@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from sparsify import SDTM, Density, Policy, SparseModel, sparsify
 from sparsify.prompt import KEPT
@@ -216,8 +215,19 @@ def test_few_prompts_are_kept_and_none_that_is_gone(sparse: SparseModel) -> None
         assert len(module._kept) == 0
         call = prompt()
         sparse(**call, **step())
-        module.forget()
+        sparse.forget_prompts()
         assert len(module._kept) == 0
+
+
+def test_forgetting_is_for_writes_that_torch_does_not_count(sparse: SparseModel) -> None:
+    call = prompt()
+    with torch.no_grad():
+        before = sparse(**call, **step()).sample
+        call["encoder_hidden_states"].data.mul_(2)
+        sparse.forget_prompts()
+        after = sparse(**call, **step()).sample
+    assert (after - before).abs().max() > 1e-6
+    assert (after - fresh(sparse, call | step())).abs().max() == 0
 
 
 def test_copies_moves_and_dtypes_keep_nothing_of_each_other(sparse: SparseModel) -> None:
@@ -248,48 +258,6 @@ def test_timesteps_and_latents_are_no_prompt() -> None:
     call = {"hidden_states": torch.randn(2, 4, 16, 16), "timestep": torch.tensor([9, 9]), "class_labels": torch.tensor([3, 7])}
     sparse = sparsify(model, POLICY, call)
     assert not sparse.program.prompts
-
-
-class SharedModulation(nn.Module):
-    """All blocks have the same modulation layer."""
-
-    def __init__(self, depth: int = 6) -> None:
-        super().__init__()
-        from .plain_dit import PlainDiT
-
-        self.inner = PlainDiT(depth=depth)
-        for block in self.inner.blocks:
-            block.modulation = self.inner.blocks[0].modulation
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.inner(x, t, y)
-
-
-def test_modulation_that_blocks_share_is_computed_once() -> None:
-    from .helpers import inputs
-
-    model = SharedModulation()
-    randomised(model)
-    x, t, y = inputs()
-    sparse = sparsify(model.eval(), POLICY, (x, t, y))
-    plain = sparsify(model.eval(), POLICY, (x, t, y), savings=False)
-    linears = sparse.program.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
-    modulations = [node for node in linears if node.meta["val"].shape[-1] == 6 * 32]
-    assert len(modulations) == 1
-    assert not any("modulation" in str(n.target) for body in sparse.program.bodies.values() for n in body.graph.nodes)
-    assert sparse.report().gflops < plain.report().gflops
-    with torch.no_grad():
-        assert (sparse(x, t, y) - plain(x, t, y)).abs().max() <= 2e-6
-
-
-def test_sinusoids_of_the_timestep_are_made_once() -> None:
-    model = randomised(tiny_diffusers_dit()).eval()
-    call = {"hidden_states": torch.randn(2, 4, 16, 16), "timestep": torch.tensor([9, 9]), "class_labels": torch.tensor([3, 7])}
-    sparse = sparsify(model, POLICY, call)
-    sines = [
-        node for graph in sparse.program.graphs.values() for node in graph.nodes if node.target is torch.ops.aten.sin.default
-    ]
-    assert len(sines) == 1 and sines[0].graph is sparse.program.graph
 
 
 @pytest.mark.parametrize("savings", ["shares", ["share", "no-such"], 3, None])
