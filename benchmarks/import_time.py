@@ -1,20 +1,25 @@
 """What ``import sparsify`` adds to ``import torch``: seconds of processor time, interleaved processes, medians.
 
 The exit code is 1 if it is 0.3 s or more.
+
+examples:
+  python -m benchmarks.import_time
+  python -m benchmarks.import_time --rounds 9 --json out/bench/import_time.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from .common import parser, write
 
 _ROOT = Path(__file__).parents[1]
 MOST_SECONDS = 0.3
@@ -24,10 +29,6 @@ IMPORTS = {
     "from sparsify import ...": "from sparsify import sparsify, Policy, SDTM, Density, lower",
     "SparseModel too": "from sparsify import SparseModel",
 }
-EXAMPLES = """examples:
-  python -m benchmarks.import_time
-  python -m benchmarks.import_time --rounds 9 --json import_time.json
-"""
 
 
 def seconds_of(code: str) -> float:
@@ -48,16 +49,11 @@ def measured(rounds: int) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, prog="import_time"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each that the medians are of (5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
-    arguments = parser.parse_args()
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; 1 if the target is missed."""
+    arguments = parser("import_time", __doc__ or "", "rounds", "json").parse_args(words)
     seconds = measured(arguments.rounds)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(seconds, indent=1))
+    write(arguments.json, "import_time", arguments, seconds)
     table = Table(title=f"import time, medians of {arguments.rounds} processes", title_justify="left")
     for heading in ("what", "seconds", "over torch"):
         table.add_column(heading, justify="left" if heading == "what" else "right", no_wrap=True)

@@ -5,17 +5,22 @@ collector rests, whose long passes fall on one run or another by chance. Memory 
 resident size during one sparsify() in a process of its own, after a small model was sparsified there. Weights are on the
 meta device and in neither number, but for those of one block, on which split blocks are tried. Where 28 and 56
 blocks of width 1152 are measured the targets are checked, and the exit code is 1 if one is missed.
+
+examples:
+  python -m benchmarks.rewrite_cost
+  python -m benchmarks.rewrite_cost --depths 28 56 --widths 1152 --rounds 9
+  python -m benchmarks.rewrite_cost --json out/bench/rewrite_cost.json
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,17 +33,13 @@ from rich.table import Table
 from sparsify import Policy, sparsify
 from sparsify.models import dit
 
+from .common import parser, show, write
+
 _ROOT = Path(__file__).parents[1]
 NAMES = {384: "DiT-S/2", 768: "DiT-B/2", 1024: "DiT-L/2", 1152: "DiT-XL/2"}  # by width
 WIDTH, DEPTH = 1152, 28  # of the one while the other varies
 MOST_SECONDS = 3.0  # 28 blocks of DiT-XL/2
 MOST_GROWTH = 1.3  # 56 blocks over 28
-
-EXAMPLES = """examples:
-  python -m benchmarks.rewrite_cost
-  python -m benchmarks.rewrite_cost --depths 28 56 --widths 1152 --rounds 9
-  python -m benchmarks.rewrite_cost --json rewrite_cost.json
-"""
 
 
 @dataclass(frozen=True, order=True)
@@ -140,18 +141,15 @@ def table_of(costs: list[Cost], rounds: int) -> Table:
     return table
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, prog="rewrite_cost"
-    )
-    parser.add_argument("--depths", type=int, nargs="+", default=[14, 28, 56], help="blocks, at width 1152 (14 28 56)")
-    parser.add_argument(
+def main(words: Sequence[str] | None = None) -> int:
+    """The command; 1 if a target is missed."""
+    made = parser("rewrite_cost", __doc__ or "", "rounds", "json")
+    made.add_argument("--depths", type=int, nargs="+", default=[14, 28, 56], help="blocks, at width 1152 (14 28 56)")
+    made.add_argument(
         "--widths", type=int, nargs="+", default=[384, 768, 1152], choices=NAMES, help="of 28 blocks (384 768 1152)"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each that the medians are of (5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
-    parser.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    made.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
+    arguments = made.parse_args(words)
     if arguments.peak:
         print(rise_of_peak(Point(*arguments.peak)))
         return 0
@@ -160,14 +158,9 @@ def main() -> int:
     peaks = {point: peak_of(point) for point in track(points, "measuring memory", console=Console(stderr=True))}
     costs = [Cost(point, seconds[point], peaks[point]) for point in points]
     reasons = missed(costs)
-    if arguments.json:
-        found = {"costs": [asdict(cost) for cost in costs], "rounds": arguments.rounds, "missed": reasons}
-        arguments.json.write_text(json.dumps(found, indent=1))
-    console = Console()
-    console.print(table_of(costs, arguments.rounds))
-    console.print(f"targets: 28 blocks under {MOST_SECONDS:.0f} s, 56 blocks at most {MOST_GROWTH}x of that")
-    for reason in reasons:
-        console.print(f"missed: {reason}")
+    write(arguments.json, "rewrite_cost", arguments, {"costs": [asdict(cost) for cost in costs], "missed": reasons})
+    targets = f"targets: 28 blocks under {MOST_SECONDS:.0f} s, 56 blocks at most {MOST_GROWTH}x of that"
+    show(table_of(costs, arguments.rounds), targets, *(f"missed: {reason}" for reason in reasons))
     return 1 if reasons else 0
 
 

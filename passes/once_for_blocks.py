@@ -37,7 +37,7 @@ class OnceForBlocks(Pass):
         for body in program.bodies.values():
             calls = [call for call in program.all_block_nodes if call.meta["body"] == body.name]
             given = given_everywhere(program, body)
-            same = [node for node, values in given.items() if len(set(values)) == 1]
+            same = [node for node, values in given.items() if len(set(values)) == 1 and _goes_to_several(program, values[0])]
             inside = depending_on(body.graph, same, lambda node: _is_shared(program, body, calls, node))  # noqa: B023
             if values := frontier(body.graph, inside):
                 yield Common(body, tuple(values), tuple(behind(values, inside)))
@@ -50,6 +50,10 @@ class OnceForBlocks(Pass):
 
     def describe(self, place: Common) -> str:
         return f"{', '.join(node.name for node in place.values)} of {place.body.name}"
+
+
+def _goes_to_several(program: Program, value: fx.Node) -> bool:
+    return sum(value in call.args for call in program.all_block_nodes) > 1
 
 
 def _is_shared(program: Program, body: Body, calls: list[fx.Node], node: fx.Node) -> bool:

@@ -38,7 +38,7 @@ class PromptOnce(Pass):
     name: ClassVar[str] = "prompt-once"
 
     def match(self, program: Program) -> Iterable[frozenset[fx.Node]]:
-        if program.in_place or program.prompts:  # the model's own code computes it; or it has been split off already
+        if program.in_place or program.prompts or program.timestep is None:  # where the time comes in must be known
             return []
         prompt = frozenset(_prompt_inputs(program))
         inside = depending_on(program.graph, prompt)

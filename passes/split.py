@@ -77,7 +77,8 @@ class _Split:
             if node.op != "placeholder":
                 for level in sorted(wanted[node], key=_ORDER.index):
                     made[node, level] = self._copy(graph, node, level, made)
-        return dataclasses.replace(body, name=name, graph=graph, twins=tuple(twins))
+        moving = body.moving | {size_of(size) for size in self.sizes.values()}
+        return dataclasses.replace(body, name=name, graph=graph, twins=tuple(twins), moving=moving)
 
     def _is_size_in(self, node: fx.Node, other: fx.Node) -> bool:
         value = node.meta["val"]

@@ -192,6 +192,8 @@ def _onnx_model(program: Exported, interface: Interface, opset: int) -> ir.Model
     if foreign := sorted({node.domain for node in model.graph if node.domain}) or sorted(map(str, model.functions)):
         raise LoweringError(f"the ONNX graph has operators outside of the standard: {foreign}.")
     _rename_sizes(model, program)
+    for node in model.graph:  # stacks of the exporter, with the paths of this machine
+        node.metadata_props.clear()
     model.metadata_props[_METADATA] = json.dumps(interface_to_dict(interface))
     return model
 

@@ -31,7 +31,8 @@ def tiny_model() -> tuple[torch.nn.Module, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["flops", "time", "scaling", "sampling", "check", "compile_cost", "rewrite_cost", "targets", "tensorrt"]
+    "name",
+    ["flops", "time", "scaling", "sampling", "check", "compile_cost", "rewrite_cost", "import_time", "targets", "tensorrt"],
 )
 def test_help_teaches_by_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

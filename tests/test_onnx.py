@@ -102,8 +102,9 @@ def test_per_grid_files_share_one_file_of_weights(made: Any, tmp_path: Path) -> 
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert set(sizes) == {"model_6x5.onnx", "model_3x3.onnx", "model.onnx.data"}
     weights = sum(p.numel() * p.element_size() for p in sparse.state_dict().values())
-    assert weights <= sizes["model.onnx.data"] <= 2 * weights, "constants that were folded may be stored, but not per grid"
+    assert 0.9 * weights <= sizes["model.onnx.data"] <= 1.1 * weights, "once for all grids; without rows that nothing reads"
     assert max(sizes["model_6x5.onnx"], sizes["model_3x3.onnx"]) < weights
+    assert b"site-packages" not in (tmp_path / "model_3x3.onnx").read_bytes(), "no paths of the machine that made it"
     assert {entry.version for entry in onnx.load(tmp_path / "model_3x3.onnx").opset_import} == {18}
     with pytest.raises(InputError, match=r"pooled grid 4x4 was not compiled; there is 6x5, 3x3"):
         fast.fix((4, 4))(*inputs())
