@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def table_of(costs: list[Cost], rounds: int) -> Table:
     return table
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, prog="rewrite_cost"
     )
@@ -151,7 +152,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="runs of each that the medians are of (5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     parser.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.peak:
         print(rise_of_peak(Point(*arguments.peak)))
         return 0
