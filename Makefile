@@ -52,7 +52,7 @@ bench: $(STAMP) ## all benchmarks: tables here, numbers and a picture in out/ben
 	$(BIN)/python -m benchmarks.compile_cost --json $(OUT)/bench/compile_cost.json
 
 bench-check: $(STAMP) ## fail if a ratio of dense over sparse fell by over 10% against benchmarks/results/baseline.json
-	@echo "== measuring ratios of dense over sparse and comparing them with the baseline: about three minutes"
+	@echo "== measuring ratios of dense over sparse and comparing them with the baseline: about two minutes"
 	$(BIN)/python -m benchmarks.check
 
 models: $(STAMP) ## every check on every model of the zoo; writes docs/models.md

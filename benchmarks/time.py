@@ -12,6 +12,9 @@ are weighed by their share of the timesteps. Seconds are medians of the rounds; 
 each round, so that what slows a whole round cancels. Compiled rows are held against the compiled dense model. "of dense" is
 a share of its time, "faster" its inverse, and "fewer GFLOPs" says how much faster it could be if time were arithmetic.
 
+Every call has the same inputs, as all steps of a sampling run have the same prompt: what ours computes once for each prompt is
+done in the warm-up and is neither in its seconds nor in its GFLOPs. The other ways compute it at every call.
+
 dense, token merging: torch.compile of the whole model with static shapes. ours: lower(sparse, "inductor") with dynamic and
 with static shapes. by hand: torch.compile of one block after the other with static shapes.
 """
