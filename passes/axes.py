@@ -19,7 +19,7 @@ from ..shapes import Size, shape_of
 aten = torch.ops.aten
 
 LINEAR = (aten.linear.default, aten.matmul.default)
-STATE_SHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)  # their second argument is the shape
+RESHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)  # their second argument is the shape
 
 
 def axis_behind(node: fx.Node, operand: fx.Node, axis: int) -> int | None:
@@ -54,7 +54,7 @@ def broadcasts(node: fx.Node, operand: fx.Node, axis: int) -> bool:
 
 def resized(node: fx.Node, axis: int, size: Any) -> tuple[Any, ...]:
     """The arguments of ``node`` for a result that has ``size`` along ``axis``, where they state its shape."""
-    if node.target not in STATE_SHAPES:
+    if node.target not in RESHAPES:
         return node.args
     sizes = list(_arguments(node)[1])
     sizes[axis] = size
@@ -113,6 +113,11 @@ def _of_other_axis(dim_at: int, removes: bool = False) -> Callable[[fx.Node, int
     return rule
 
 
+def _repeated(node: fx.Node, axis: int) -> int | None:
+    has_axis = len(_arguments(node)) > 2 and _arguments(node)[2] is not None  # else all axes are merged
+    return _of_other_axis(2)(node, axis) if has_axis else None
+
+
 def _same_type(node: fx.Node, axis: int) -> int | None:
     before, after = _arguments(node)[0].meta["val"], node.meta["val"]
     return axis if (before.dtype, before.device) == (after.dtype, after.device) else None
@@ -125,8 +130,8 @@ def _without_dropout(node: fx.Node, axis: int) -> int | None:
 def _elementwise(node: fx.Node, operand: fx.Node, axis: int) -> int | None:
     if node.target == aten.div.Tensor and node.args[0] is not operand:
         return None
-    if node.args[:2].count(operand) != 1:
-        return None
+    if node.args[:2].count(operand) != 1 or operand.meta["val"].dtype != node.meta["val"].dtype:
+        return None  # a mean of what is counted or rounded otherwise is another mean
     other = node.args[1] if node.args[0] is operand else node.args[0]
     from_behind = axis - _rank(operand)
     if isinstance(other, fx.Node) and _rank(other) >= -from_behind and shape_of(other)[from_behind] != 1:
@@ -147,7 +152,7 @@ _ELEMENTWISE = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tens
 _RULES: dict[object, Callable[[fx.Node, fx.Node, int], int | None]] = {
     **dict.fromkeys(LINEAR, _only_first(_linear)),
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys((*STATE_SHAPES, aten.flatten.using_ints, aten.unflatten.int), _only_first(_kept_apart)),
+    **dict.fromkeys((*RESHAPES, aten.flatten.using_ints, aten.unflatten.int), _only_first(_kept_apart)),
     **dict.fromkeys((aten.to.dtype, aten._to_copy.default), _only_first(_same_type)),
     **dict.fromkeys(
         (aten.clone.default, aten.contiguous.default, aten.alias.default, aten.neg.default), _only_first(lambda _, axis: axis)
@@ -157,7 +162,7 @@ _RULES: dict[object, Callable[[fx.Node, fx.Node, int], int | None]] = {
     aten.unbind.int: _only_first(_of_other_axis(1, removes=True)),
     aten.select.int: _only_first(_of_other_axis(1, removes=True)),
     aten.slice.Tensor: _only_first(_of_other_axis(1)),
-    aten.repeat_interleave.self_int: _only_first(_of_other_axis(2)),
+    aten.repeat_interleave.self_int: _only_first(_repeated),
     aten.transpose.int: _only_first(_transposed),
     aten.permute.default: _only_first(_permuted),
     aten.unsqueeze.default: _only_first(_unsqueezed),

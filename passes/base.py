@@ -119,5 +119,5 @@ def copy_body(body: Body, name: str) -> Body:
 
 
 def remove_dead(graph: fx.Graph) -> None:
-    """Remove what nothing reads; inputs stay, because the calls give them."""
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    """Remove what nothing reads; inputs stay, because the calls give them, and so do modules."""
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output", "call_module"))

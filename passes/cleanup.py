@@ -33,7 +33,7 @@ class Cleanup(Pass):
         used = {node.meta["body"] for node in program.all_block_nodes}
         program.bodies = {name: body for name, body in program.bodies.items() if name in used}
         for node in list(place.nodes):
-            if node.op == "call_function" and (does_nothing := _IDENTITIES.get(node.target)) and does_nothing(node):
+            if node.op == "call_function" and (does_nothing := IDENTITIES.get(node.target)) and does_nothing(node):
                 node.replace_all_uses_with(node.args[0])
         place.eliminate_dead_code(
             lambda node: node.op in ("placeholder", "output") or "body" in node.meta or node.target in (DENSITY, GRID)
@@ -64,7 +64,7 @@ def _same_shape(node: fx.Node) -> bool:
     return bool(shape_of(node) == shape_of(node.args[0]))  # type: ignore[arg-type]
 
 
-_IDENTITIES: dict[object, Callable[[fx.Node], bool]] = {
+IDENTITIES: dict[object, Callable[[fx.Node], bool]] = {
     aten.dropout.default: _no_dropout,
     aten.slice.Tensor: _whole_slice,
     aten.mul.Tensor: _by_one,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def frontier(graph: fx.Graph, inside: dict[fx.Node, frozenset[fx.Node]], within:
     wanted: dict[fx.Node, None] = {}
     for node in graph.nodes:
         if inside.get(node) and any(user not in inside for user in node.users):
-            while node.target in VIEWS or _is_item(node):
+            while node.target in VIEWS or node.target is operator.getitem:
                 node = node.args[0]
             if node.op == "call_function" and inside[node] and (within is None or node in within):
                 wanted[node] = None
@@ -175,7 +176,3 @@ def _symbols(nodes: Iterable[fx.Node]) -> set[Any]:
 
 def _is_region(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.HigherOrderOperator)
-
-
-def _is_item(node: fx.Node) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem"

@@ -14,7 +14,7 @@ from torch import fx
 
 from ..program import Program
 from ..shapes import shape_of
-from .axes import STATE_SHAPES, axis_behind, same
+from .axes import RESHAPES, axis_behind, same
 from .base import Pass, remove_dead
 
 aten = torch.ops.aten
@@ -129,9 +129,11 @@ def _parts(node: fx.Node, steps: Steps, axis: int, rows: int) -> Iterator[Part |
         elif (pieces := _pieces(user, axis)) is not None:
             yield from (Part(piece, steps, axis, first, last, rows or 1, drops) for piece, first, last, drops in pieces)
         elif user.target not in _SEVERAL and (behind := axis_behind(user, node, axis)) is not None:
-            yield from _parts(user, (*steps, (user, None)), behind, rows)
+            stated = Split(1, behind, behind) if user.target in RESHAPES else None
+            yield from _parts(user, (*steps, (user, stated)), behind, rows)
         elif rows == 0 and (split := _split(user, axis)) is not None:
-            inner = math.prod(shape_of(user)[split.axis + 1 : split.axis + 1 + len(shape_of(user)) - len(shape_of(node))])
+            behind_it = len(shape_of(user)) if user.target in RESHAPES else split.axis + len(user.args[2])  # type: ignore[arg-type]
+            inner = math.prod(shape_of(user)[split.axis + 1 : behind_it])
             yield from _parts(user, (*steps, (user, split)), split.axis, int(inner))
         else:
             yield None
@@ -171,7 +173,7 @@ def _split(node: fx.Node, axis: int) -> Split | None:
         args: Any = node.args
         dim = int(args[1]) % len(shape_of(source))
         return Split(2, 0, dim) if dim == axis else None
-    if node.target not in STATE_SHAPES or axis != len(shape_of(source)) - 1:
+    if node.target not in RESHAPES or axis != len(shape_of(source)) - 1:
         return None
     before, after = shape_of(source), shape_of(node)
     for place in range(len(after)):

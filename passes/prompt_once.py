@@ -14,6 +14,7 @@ from ..layout import Layouts
 from ..program import PROMPT, Body, Program
 from ..shapes import emit_size, size_of
 from .base import Pass, Provenance, remove_dead
+from .cleanup import IDENTITIES
 from .hoist import VIEWS, behind, copied, depending_on, frontier, given_everywhere, hoist, into_outer
 
 aten = torch.ops.aten
@@ -60,7 +61,7 @@ class PromptOnce(Pass):
         order = {node: index for index, node in enumerate(program.placeholders)}
         for inputs, values in groups.items():
             self._split_off(program, sorted(inputs, key=order.__getitem__), values, behind(values, inside))
-        remove_dead_calls(program.graph)
+        remove_dead(program.graph)
 
     def describe(self, place: frozenset[fx.Node]) -> str:
         return ", ".join(sorted(node.name for node in place))
@@ -112,11 +113,6 @@ def _kept(graph: fx.Graph, inside: Dependencies) -> list[fx.Node]:
     return [n for n in frontier(graph, inside) if not _is_returned(n) and _is_worth_it(behind([n], inside))]
 
 
-def remove_dead_calls(graph: fx.Graph) -> None:
-    """Remove what nothing reads from an outer graph; its modules stay."""
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output", "call_module"))
-
-
 def _prompt_inputs(program: Program) -> set[fx.Node]:
     """All tensor inputs besides the timestep and the latents: those with the token grid that the trunk's tokens come from."""
     if not program.paths:
@@ -145,8 +141,8 @@ def _is_worth_it(nodes: list[fx.Node]) -> bool:
 
 
 def _is_returned(node: fx.Node) -> bool:
-    """Whether the model returns the value or a view of it: what it returns belongs to its caller."""
-    return any(
-        user.op == "output" or ((user.target in VIEWS or user.target is operator.getitem) and _is_returned(user))
-        for user in node.users
-    )
+    """Whether the model returns the value, or what may be the same tensor: what it returns belongs to its caller."""
+    return any(user.op == "output" or (user.target in _MAY_BE_THE_SAME and _is_returned(user)) for user in node.users)
+
+
+_MAY_BE_THE_SAME = {*VIEWS, *IDENTITIES, operator.getitem, aten.to.dtype, aten.to.device, aten.contiguous.default}

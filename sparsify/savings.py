@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,6 @@ _GATHERS = (torch.ops.aten.embedding.default, torch.ops.aten.index_select.defaul
 def _is_view(node: fx.Node) -> bool:
     """Whether an operator only describes memory of its input anew (as far as its schema tells), or yields no tensor."""
     if not isinstance(node.target, torch._ops.OpOverload):
-        return not hasattr(node.meta.get("val"), "element_size") or getattr(node.target, "__name__", "") == "getitem"
+        return node.target is operator.getitem or not isinstance(node.meta.get("val"), torch.Tensor)
     returns = node.target._schema.returns
     return bool(returns) and returns[0].alias_info is not None

@@ -51,12 +51,11 @@ def compute_value(node: fx.Node, values: Mapping[fx.Node, Any], mode: FakeTensor
 def _look(value: Any) -> Hashable:
     """All that what operators yield can depend on, when a tensor or a symbolic size is their argument."""
     if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided:
+        if value.layout != torch.strided or getattr(value, "constant", None) is not None:
             return object()  # like no other
-        constant = getattr(value, "constant", None)
         sizes = _look(value.shape), _look(value.stride()), _look(value.storage_offset())
         form = value.dtype, value.device, value.is_conj(), value.is_neg(), value.requires_grad
-        return (*sizes, *form, None if constant is None else id(constant))
+        return (*sizes, *form)
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
         return type(value), value.node._expr
     if isinstance(value, (list, tuple)):

@@ -12,6 +12,7 @@ from sparsify.analysis import analyse
 from sparsify.calls import CallSpec
 from sparsify.capture import capture
 from sparsify.export import capture_module
+from sparsify.passes.base import remove_dead
 from sparsify.program import Body, Program
 from sparsify.shapes import size_of
 from sparsify.tree import function_of
@@ -50,6 +51,7 @@ def lone_block(module: nn.Module, x: torch.Tensor, *others: torch.Tensor) -> Pro
     captured = capture_module(module, call, leaves)
     (output,) = captured.graph.find_nodes(op="output")
     (output.args,) = [tuple(output.args[0])]
+    remove_dead(captured.graph)
     tokens = captured.graph.find_nodes(op="placeholder")[0].meta["val"].shape[1]
     body = Body("block0", captured.graph, captured.constants, 0, 0, [0], moving=frozenset([size_of(tokens)]))
     outer = fx.Graph()

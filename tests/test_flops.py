@@ -68,9 +68,8 @@ def test_agrees_with_torchs_counter_on_diffusers_models() -> None:
         sparse = sparsify(model, POLICY, example_inputs=call)
         assert sparse.report().gflops_dense == pytest.approx(counted(model, **call), rel=1e-12)
         report = sparse.report()
-        first, second = counted(sparse, **call), counted(sparse, **call)
-        assert report.densities[-1].gflops + report.gflops_once == pytest.approx(first, rel=1e-12)
-        assert report.densities[-1].gflops == pytest.approx(second, rel=1e-12), "the prompt's part is not computed again"
+        for _ in range(2):  # who counts sees the prompt's part at every call
+            assert report.densities[-1].gflops + report.gflops_once == pytest.approx(counted(sparse, **call), rel=1e-12)
 
 
 @pytest.mark.parametrize("make", [lambda: dit("DiT-B/2", 256), lambda: pixart(256, depth=6)], ids=["dit", "pixart"])

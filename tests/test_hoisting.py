@@ -73,7 +73,7 @@ class TextDiT(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, t, text, mask)
         image = self.head(tokens).reshape(b, h // 2, w // 2, 2, 2, 3).permute(0, 5, 1, 3, 2, 4).reshape(b, 3, h, w)
-        return image, text
+        return image, F.dropout(text, 0.3, self.training) * 1.0
 
 
 def a_call(t: float = 300.0, seed: int = 1) -> tuple[torch.Tensor, ...]:

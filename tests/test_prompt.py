@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.fx.experimental.proxy_tensor
 
 from sparsify import SDTM, Density, Policy, SparseModel, sparsify
 from sparsify.prompt import KEPT
@@ -124,6 +125,15 @@ def _an_optimiser(sparse: SparseModel, call: dict[str, Any]) -> None:
     optimiser.zero_grad()
 
 
+def _a_fused_optimiser(sparse: SparseModel, call: dict[str, Any]) -> None:
+    """It writes to weights and leaves their versions as they were."""
+    optimiser = torch.optim.AdamW(sparse.parameters(), lr=0.1, fused=True)
+    for parameter in sparse.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    optimiser.zero_grad()
+
+
 def _a_checkpoint(sparse: SparseModel, call: dict[str, Any]) -> None:
     sparse.load_state_dict({name: value * 1.5 for name, value in sparse.state_dict().items()})
 
@@ -137,6 +147,12 @@ def _replaced_data(sparse: SparseModel, call: dict[str, Any]) -> None:
     weight.data = weight.data * 2
 
 
+def _other_strides(sparse: SparseModel, call: dict[str, Any]) -> None:
+    weight = sparse.get_parameter("transformer_blocks.2.attn2.to_v.weight")
+    square = sparse.get_parameter("transformer_blocks.2.attn1.to_v.weight")
+    weight.data = square.data[:, :24] if weight.shape != square.shape else weight.data.T
+
+
 def _the_mask(sparse: SparseModel, call: dict[str, Any]) -> None:
     call["encoder_attention_mask"][0, 1:3] = 0
 
@@ -145,7 +161,7 @@ def _the_mask(sparse: SparseModel, call: dict[str, Any]) -> None:
     "change",
     [
         _in_place, _through_a_view, _another_tensor, _at_the_same_address, _a_weight_in_place, _an_optimiser, _a_checkpoint,
-        _an_assigned_checkpoint, _replaced_data, _the_mask,
+        _an_assigned_checkpoint, _replaced_data, _the_mask, _a_fused_optimiser, _other_strides,
     ],
     ids=lambda change: change.__name__.strip("_"),
 )  # fmt: skip
@@ -159,6 +175,25 @@ def test_a_change_is_never_overlooked(sparse: SparseModel, change: Callable[[Spa
         after = sparse(**call, **step()).sample
     assert (after - before).abs().max() > 1e-6
     assert (after - fresh(sparse, call | step())).abs().max() == 0
+
+
+def test_an_address_that_recurs_is_not_taken_for_the_same(sparse: SparseModel) -> None:
+    """The allocator gives freed memory out again; the object and its version are those of before."""
+    call, weight = prompt(), sparse.get_parameter("transformer_blocks.2.attn2.to_v.weight")
+    with torch.no_grad():
+        for _ in range(6):
+            weight.data = weight.data * 1.1
+            call["encoder_hidden_states"].data = call["encoder_hidden_states"].data * 1.1
+            assert torch.equal(sparse(**call, **step()).sample, fresh(sparse, call | step()))
+
+
+def test_tracing_writes_no_prompt_down(sparse: SparseModel) -> None:
+    module = getattr(sparse, TEXT)
+    first, second = (prompt(seed)["encoder_hidden_states"] for seed in (0, 1))
+    with torch.no_grad():
+        module(first)
+        traced = torch.fx.experimental.proxy_tensor.make_fx(lambda x: module(x)[0])(first)
+        assert torch.equal(traced(second), module(second)[0])
 
 
 def test_what_is_kept_is_safe_from_those_who_get_it(sparse: SparseModel) -> None:

@@ -179,9 +179,10 @@ def test_mean_before_linear_is_exact(below: list[str], above: list[str]) -> None
         lambda self, x: x + F.gelu(self.layer(x)).mean(1, keepdim=True).expand_as(x),
         lambda self, x: x + F.gelu(self.layer(x).mean(1, keepdim=True)).expand(-1, x.shape[1], -1),
         lambda self, x: x * (m := self.layer(x).mean(1, keepdim=True)).expand(-1, x.shape[1], -1) + m,
+        lambda self, x: x + ((x > 0) * x[:1, :1]).mean(1, keepdim=True).expand(-1, x.shape[1], -1),
         lambda self, x: x + self.layer(x).mean(2, keepdim=True).expand(-1, -1, x.shape[2]),
     ],
-    ids=["nonlinear before", "not copied at once", "read by others", "over the channels"],
+    ids=["nonlinear before", "not copied at once", "read by others", "of what is counted", "over the channels"],
 )
 def test_mean_before_linear_leaves_other_means(forward) -> None:
     module = type("Other", (nn.Module,), {"forward": forward})()
@@ -287,6 +288,16 @@ class Fused(nn.Module):
             case "unbind":
                 heads = y.reshape(batch, tokens, self.parts, 3, WIDTH // 3).permute(2, 0, 3, 1, 4).unbind(0)
                 pieces = [piece.transpose(1, 2).flatten(2) for piece in heads]
+            case "merged axes":
+                heads = y.reshape(batch * tokens, self.parts, 3, -1).unbind(1)
+                pieces = [piece.reshape(batch, tokens, WIDTH) for piece in heads]
+            case "stated size":
+                pieces = (
+                    y.view(batch, 1, tokens, self.parts * WIDTH).flatten(1, 2).view(batch, tokens, -1).chunk(self.parts, -1)
+                )
+            case "twice":
+                heads = y.unflatten(-1, (self.parts, WIDTH)).reshape(batch, tokens, self.parts, 3, -1).unbind(2)
+                pieces = [piece.flatten(2) for piece in heads]
             case "index":
                 heads = y.unflatten(-1, (self.parts, 3, -1)).transpose(1, 2)
                 pieces = [heads[:, i].flatten(2) for i in range(self.parts)]
@@ -295,7 +306,7 @@ class Fused(nn.Module):
 
 @settings(max_examples=8)  # each is captured anew
 @given(
-    st.sampled_from(["chunk", "split", "slices", "unbind", "index"]),
+    st.sampled_from(["chunk", "split", "slices", "unbind", "index", "merged axes", "stated size", "twice"]),
     st.integers(2, 4).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1, max_size=n))),
     st.booleans(),
 )
