@@ -47,6 +47,7 @@ def test_the_loop_visits_each_grid_as_often_as_estimated(tiny: Any, sampler: str
     assert sum(seen.values()) == sampling.SAMPLERS[sampler][2] and len(seen) > 1
 
 
+@pytest.mark.slow  # it compares times, and others may want the processor too
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_estimated_seconds_are_those_of_a_real_loop(tiny: Any, kind: str) -> None:
     """Within a third, at the best of four attempts: other work on the machine may slow either."""
@@ -64,6 +65,7 @@ def test_estimated_seconds_are_those_of_a_real_loop(tiny: Any, kind: str) -> Non
     pytest.fail(f"off by {[f'{error:.0%}' for error in errors]}")
 
 
+@pytest.mark.slow
 def test_the_command_prints_estimates_beside_real_loops(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
