@@ -39,6 +39,7 @@ def test_a_model_goes_into_a_file_that_is_checked_and_loads(tmp_path: Path, caps
     assert fast(torch.randn(3, 3, 16, 16), torch.full((3,), 990), torch.arange(3)).shape == (3, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_it_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "model.onnx"
     assert main(["lower", PLAIN, "--target", "onnx", "--out", str(out), "--json", "--shapes", "dynamic", "--opset", "19"]) == 0

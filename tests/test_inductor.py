@@ -112,6 +112,7 @@ def test_the_number_of_artifacts_does_not_grow_with_depth(quick: None) -> None:
     assert counts == [5, 5], "pooled blocks; split and plain ones at two numbers of tokens"
 
 
+@pytest.mark.slow
 def test_per_grid_takes_more_grids_than_dynamo_allows_shapes_of_one_function(quick: None) -> None:
     _, sparse = sparse_plain(depth=3, policy=SMALL)
     fast = lower(sparse, "inductor", shapes="per_grid")
@@ -234,7 +235,8 @@ def test_a_model_that_runs_in_place_has_its_blocks_compiled(quick: None, shapes:
 ZOO = {"FluxTransformer2DModel": 8, "SD3Transformer2DModel": 8, "HunyuanDiT2DModel": 8}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow][: i > 0]) for i, name in enumerate(ZOO)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
 def test_models_with_several_streams_or_chains(quick: None, name: str) -> None:
     entry = next(entry for entry in entries() if entry.name == name)
     sparse = sparsify(entry.make(), policy_for(ZOO[name]), entry.inputs(2, 0), **entry.options(0))

@@ -57,7 +57,7 @@ def examples(draw: st.DrawFn) -> Example:
     return Example(randomised(model).double().eval(), policy, draw(st.integers(1, 3)))  # type: ignore[arg-type]
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(examples(), st.integers(0, 999))
 def test_random_models_equal_the_oracle(example: Example, step: int) -> None:
     model, policy, batch = example
@@ -87,7 +87,7 @@ def test_random_models_equal_the_oracle(example: Example, step: int) -> None:
     assert [block.tokens[column] for block in sparse.report().blocks] == expected_tokens
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(examples(), st.randoms(use_true_random=False))
 def test_batch_elements_do_not_influence_each_other(example: Example, random) -> None:
     model, policy, _ = example
