@@ -38,9 +38,7 @@ def for_engine(sparse: SparseModel, pooled: tuple[int, ...] | None) -> Exported:
     return exported(sparse, pooled=pooled, real=True, change=for_tensorrt)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n.startswith(("DiT", "Flux")) else pytest.mark.slow) for n in MODELS]
-)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_operator_has_a_converter(name: str) -> None:
     sparse = sparse_model(name)
     program = for_engine(sparse, None)
