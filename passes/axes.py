@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from ..shapes import Size, shape_of
+from .cleanup import no_dropout, same_type
 
 aten = torch.ops.aten
 
@@ -118,13 +119,8 @@ def _repeated(node: fx.Node, axis: int) -> int | None:
     return _of_other_axis(2)(node, axis) if has_axis else None
 
 
-def _same_type(node: fx.Node, axis: int) -> int | None:
-    before, after = _arguments(node)[0].meta["val"], node.meta["val"]
-    return axis if (before.dtype, before.device) == (after.dtype, after.device) else None
-
-
-def _without_dropout(node: fx.Node, axis: int) -> int | None:
-    return axis if node.args[1] == 0 or node.args[2] is False else None
+def _where(holds: Callable[[fx.Node], bool]) -> Callable[[fx.Node, int], int | None]:
+    return lambda node, axis: axis if holds(node) else None
 
 
 def _elementwise(node: fx.Node, operand: fx.Node, axis: int) -> int | None:
@@ -153,7 +149,7 @@ _RULES: dict[object, Callable[[fx.Node, fx.Node, int], int | None]] = {
     **dict.fromkeys(LINEAR, _only_first(_linear)),
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys((*RESHAPES, aten.flatten.using_ints, aten.unflatten.int), _only_first(_kept_apart)),
-    **dict.fromkeys((aten.to.dtype, aten._to_copy.default), _only_first(_same_type)),
+    **dict.fromkeys((aten.to.dtype, aten._to_copy.default), _only_first(_where(same_type))),
     **dict.fromkeys(
         (aten.clone.default, aten.contiguous.default, aten.alias.default, aten.neg.default), _only_first(lambda _, axis: axis)
     ),
@@ -166,5 +162,5 @@ _RULES: dict[object, Callable[[fx.Node, fx.Node, int], int | None]] = {
     aten.transpose.int: _only_first(_transposed),
     aten.permute.default: _only_first(_permuted),
     aten.unsqueeze.default: _only_first(_unsqueezed),
-    aten.dropout.default: _only_first(_without_dropout),
+    aten.dropout.default: _only_first(_where(no_dropout)),
 }

@@ -40,12 +40,14 @@ class Cleanup(Pass):
         )
 
 
-def _same_type(node: fx.Node) -> bool:
+def same_type(node: fx.Node) -> bool:
+    """Whether a result has dtype and device of the first operand."""
     before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
     return bool(before.dtype == after.dtype and before.device == after.device)
 
 
-def _no_dropout(node: fx.Node) -> bool:
+def no_dropout(node: fx.Node) -> bool:
+    """Whether a dropout drops nothing."""
     return bool(node.args[1] == 0 or node.args[2] is False)
 
 
@@ -57,7 +59,7 @@ def _whole_slice(node: fx.Node) -> bool:
 
 def _by_one(node: fx.Node) -> bool:
     operand = node.args[1]
-    return isinstance(operand, (int, float)) and operand == 1 and _same_type(node)
+    return isinstance(operand, (int, float)) and operand == 1 and same_type(node)
 
 
 def _same_shape(node: fx.Node) -> bool:
@@ -65,7 +67,7 @@ def _same_shape(node: fx.Node) -> bool:
 
 
 IDENTITIES: dict[object, Callable[[fx.Node], bool]] = {
-    aten.dropout.default: _no_dropout,
+    aten.dropout.default: no_dropout,
     aten.slice.Tensor: _whole_slice,
     aten.mul.Tensor: _by_one,
     aten.div.Tensor: _by_one,

@@ -28,7 +28,7 @@ VIEWS = {
 
 def given_everywhere(program: Program, body: Body) -> dict[fx.Node, tuple[fx.Node, ...]]:
     """The inputs that have nothing to do with a block's tokens, with what each call of it gives for them."""
-    calls = [call for call in program.all_block_nodes if call.meta["body"] == body.name]
+    calls = program.calls_of(body)
     placeholders, aligned = body.placeholders, set(aligned_inputs(body))
     return {
         node: tuple(call.args[position] for call in calls)  # type: ignore[misc]
@@ -125,8 +125,7 @@ def hoist(program: Program, body: Body, nodes: Sequence[fx.Node], results: Seque
         placeholders.insert(at, taken)
         at += 1
     body.given += len(nodes)
-    calls = [call for call in program.all_block_nodes if call.meta["body"] == body.name]
-    for call, values in zip(calls, results, strict=True):
+    for call, values in zip(program.calls_of(body), results, strict=True):
         end = len(call.args) - len(body.twins)
         call.args = (*call.args[:end], *values, *call.args[end:])
 

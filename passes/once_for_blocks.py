@@ -35,7 +35,7 @@ class OnceForBlocks(Pass):
         if program.in_place:  # its own code calls the blocks; nothing can be given to them
             return
         for body in program.bodies.values():
-            calls = [call for call in program.all_block_nodes if call.meta["body"] == body.name]
+            calls = program.calls_of(body)
             given = given_everywhere(program, body)
             same = [node for node, values in given.items() if len(set(values)) == 1 and _goes_to_several(program, values[0])]
             inside = depending_on(body.graph, same, lambda node: _is_shared(program, body, calls, node))  # noqa: B023
@@ -43,7 +43,7 @@ class OnceForBlocks(Pass):
                 yield Common(body, tuple(values), tuple(behind(values, inside)))
 
     def rewrite(self, program: Program, place: Common) -> None:
-        calls = [call for call in program.all_block_nodes if call.meta["body"] == place.body.name]
+        calls = program.calls_of(place.body)
         made = into_outer(program, place.body, calls[0], place.nodes, self.name)
         hoist(program, place.body, place.values, [[made[node] for node in place.values]] * len(calls))
         remove_dead(place.body.graph)

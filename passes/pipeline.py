@@ -78,7 +78,7 @@ class Pipeline:
             verify(program, rewrite.name)
             self.timings[rewrite.name] = self.timings.get(rewrite.name, 0.0) + time.perf_counter() - started
             if total is not None and isinstance(rewrite, SAVINGS):
-                before, total = total, Total.of(program)
+                before, total = total, Total.of(program) if done else total
                 program.savings.append(Saving.between(rewrite.name, done, before, total))
         return rewritten
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from ..flops import PRODUCTS
 from ..layout import Layouts
 from ..program import PROMPT, Body, Program
 from ..shapes import emit_size, size_of
@@ -20,10 +21,6 @@ from .hoist import VIEWS, behind, copied, depending_on, frontier, given_everywhe
 aten = torch.ops.aten
 
 _MANY = 4
-_PRODUCTS = {
-    aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.addmm.default, aten.einsum.default,
-    aten.scaled_dot_product_attention.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,8 +47,7 @@ class PromptOnce(Pass):
         inside = depending_on(program.graph, place)
         for body in program.bodies.values():
             values, nodes = _movable(program, body, inside)
-            calls = [call for call in program.all_block_nodes if call.meta["body"] == body.name]
-            made = [into_outer(program, body, call, nodes, self.name) for call in calls if values]
+            made = [into_outer(program, body, call, nodes, self.name) for call in program.calls_of(body) if values]
             hoist(program, body, values, [[results[node] for node in values] for results in made])
             remove_dead(body.graph)
         inside = depending_on(program.graph, place)
@@ -103,7 +99,7 @@ def _movable(program: Program, body: Body, known: Dependencies) -> tuple[list[fx
     given = given_everywhere(program, body)
     starts = [node for node, values in given.items() if all(known.get(value) for value in values)]
     inside = depending_on(body.graph, starts)
-    products = {node for node in inside if inside[node] and any(n.target in _PRODUCTS for n in behind([node], inside))}
+    products = {node for node in inside if inside[node] and any(n.target in PRODUCTS for n in behind([node], inside))}
     values = frontier(body.graph, {n: s for n, s in inside.items() if n in products or not s or n in starts}, products)
     return values, behind(values, inside)
 
@@ -137,7 +133,7 @@ def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
 def _is_worth_it(nodes: list[fx.Node]) -> bool:
     """Whether computing them takes longer than finding out that it need not be done."""
     operators = [node for node in nodes if node.op == "call_function" and node.target not in VIEWS]
-    return len(operators) >= _MANY or any(node.target in _PRODUCTS for node in operators)
+    return len(operators) >= _MANY or any(node.target in PRODUCTS for node in operators)
 
 
 def _is_returned(node: fx.Node) -> bool:

@@ -41,11 +41,6 @@ class Costs:
         """Multiply-adds of the whole model."""
         return self.outside + sympy.Add(*(count * cost for cost, count in Counter(self.blocks).items()))
 
-    def mean(self, program: Program) -> float:
-        """Multiply-adds of the whole model for one sample, over the densities that ``program`` has by now."""
-        total = self.total
-        return sum(share * evaluate(total, sizes_at(program, grid)) for grid, share in densities_of(program))
-
 
 def make_report(
     name: str, program: Program, dense: Costs, plan: Plan, pipeline: str, timings: dict[str, float], parameters: int

@@ -115,3 +115,4 @@ _COUNTS: dict[object, Callable[[fx.Node], Size]] = {
     aten.scaled_dot_product_attention.default: _attention,
     aten.einsum.default: _einsum,
 }
+PRODUCTS = frozenset(_COUNTS)  # the operators that are counted

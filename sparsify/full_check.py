@@ -58,8 +58,11 @@ def _given(program: Program, sparse: nn.Module, arguments: tuple[Any, Any]) -> d
 
         return record
 
+    takers = [node for node in program.block_nodes if program.body_of(node).given]
+    if not takers:
+        return given
     with ExitStack() as stack, torch.no_grad():
-        for node in program.block_nodes:
+        for node in takers:
             hook = recorder(str(node.target), program.body_of(node))
             stack.callback(sparse.get_submodule(str(node.target)).register_forward_pre_hook(hook).remove)
         sparse(*arguments[0], **arguments[1])
@@ -75,7 +78,9 @@ def _check_subsets(
             continue  # dropout draws other numbers for fewer tokens
         call = calls[path]
         with torch.no_grad():
-            part = sparse.get_submodule(path)(*few_inputs(body, program.body_of(node), call.inputs, subset, given[path]))
+            part = sparse.get_submodule(path)(
+                *few_inputs(body, program.body_of(node), call.inputs, subset, given.get(path, ()))
+            )
         part = part if isinstance(part, torch.Tensor) else part[body.token_output]
         if reason := disagreement(body, subset, call.outputs[body.token_output], part):
             raise VerificationError(f"{path}, on its own weights and inputs: {reason}.")

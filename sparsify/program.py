@@ -209,6 +209,10 @@ class Program:
         """The nodes of all repeated blocks, those that see text alone too."""
         return [node for node in self.graph.find_nodes(op="call_module") if "body" in node.meta]
 
+    def calls_of(self, body: Body) -> list[fx.Node]:
+        """The nodes of the blocks that run a body."""
+        return [node for node in self.all_block_nodes if node.meta["body"] == body.name]
+
     def tokens_in(self, node: fx.Node) -> fx.Node:
         """The node whose tokens a block updates."""
         tokens = node.args[self.body_of(node).tokens]

@@ -28,13 +28,14 @@ class Total:
     @classmethod
     def of(cls, program: Program) -> Total:
         """Count a program as it is now."""
-        moved = 0.0
-        seen: dict[Any, int] = {}
+        cost, seen = Costs.of(program).total, dict[Any, int]()
+        adds = moved = 0.0
         for grid, share in densities_of(program):
             sizes = sizes_at(program, grid)
             blocks = sum(_of_call(program, call, sizes, seen) for call in program.all_block_nodes)
+            adds += share * evaluate(cost, sizes)
             moved += share * (_bytes(program.graph, sizes) + blocks)
-        return cls(Costs.of(program).mean(program), moved)
+        return cls(adds, moved)
 
 
 @dataclass(frozen=True)
