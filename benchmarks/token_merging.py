@@ -8,6 +8,7 @@ each. A published choice is random which token of a cell is the destination; her
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,17 +100,24 @@ def merging(model: nn.Module, grid: Grid, merged: int) -> nn.Module:
     return twin.eval()
 
 
-def merged_at(model: nn.Module, inputs: dict[str, Any], grid: Grid, gflops: float) -> tuple[int, float]:
+def merged_at(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    grid: Grid,
+    gflops: float,
+    make: Callable[[nn.Module, Grid, int], nn.Module] = merging,
+) -> tuple[int, float]:
     """How many tokens to merge for a forward pass at batch 1 that costs as near to ``gflops`` as can be, and what it costs.
 
     ``model`` and ``inputs`` may be on the meta device: nothing is computed. At most three tokens of four can be merged.
+    ``make`` is :func:`merging`, or what stands for it with another model.
     """
     most = len(cells(grid)[0])
     found: dict[int, float] = {}
 
     def cost(merged: int) -> float:
         if merged not in found:
-            found[merged] = counted(merging(model, grid, merged), **inputs)
+            found[merged] = counted(make(model, grid, merged), **inputs)
         return found[merged]
 
     # With one token merged the matching costs more than it saves; from there on the cost falls with every token.

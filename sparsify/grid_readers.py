@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 from .errors import GridError
 
@@ -46,6 +48,22 @@ class GridOfLatent:
         """The sides, without what a patch leaves over."""
         sizes = latent.shape[latent.ndim - len(self.steps) :]
         return tuple(size // step for size, step in zip(sizes, self.steps, strict=True))
+
+
+class GridModule(nn.Module):
+    """The grid node at run time: the number of tokens, and a table of positions, in; sides of the dense grid out."""
+
+    def __init__(self, reader: Any, beside: bool = False) -> None:
+        super().__init__()
+        self.reader = reader
+        self.beside = beside  # whether other rows stand beside the grid
+
+    def forward(self, count: int, *positions: torch.Tensor) -> tuple[int, ...]:
+        """The sides, whose product is ``count``, or less where text stands beside the grid."""
+        sides: tuple[int, ...] = self.reader.sides(count, *positions)
+        if math.prod(sides) > count or (math.prod(sides) < count and not self.beside):
+            raise GridError(f"the grid {sides} has {math.prod(sides)} tokens but this call has {count}; pass another grid=.")
+        return sides
 
 
 def sides_of_positions(positions: torch.Tensor, count: int) -> tuple[int, ...] | None:

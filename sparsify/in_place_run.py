@@ -18,11 +18,20 @@ class InPlace:
     """Calls the source model with its blocks' forwards exchanged for the length of the call.
 
     Nodes of the graph run when a block needs them: by then the model's own code has given all that they depend on.
-    ``calls`` has functions to call in place of the root's modules, by path.
+    ``calls`` has functions to call in place of the root's modules, by path. ``observer`` is shown each node with the values so
+    far before it is computed.
     """
 
-    def __init__(self, program: Program, root: nn.Module, model: nn.Module, calls: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        root: nn.Module,
+        model: nn.Module,
+        calls: Mapping[str, Callable[..., Any]],
+        observer: Callable[[fx.Node, Mapping[fx.Node, Any]], None] | None = None,
+    ) -> None:
         self._program, self._root, self._model, self._calls = program, root, model, calls
+        self._observer = observer
         self._names = [node for node in program.placeholders]
         self._inputs = len(program.call.input_names)
         self._read = dict(zip(program.read, flat_outputs(program.graph), strict=True))
@@ -85,6 +94,8 @@ class InPlace:
             elif missing:
                 pending += missing
             else:
+                if self._observer is not None:
+                    self._observer(current, values)
                 values[pending.pop()] = self._run(current, values)
         return values[node]
 

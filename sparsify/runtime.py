@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -13,8 +12,9 @@ from torch import fx, nn
 from .calls import Leaf, split_inputs
 from .clock import Clock, DensityModule, Timed
 from .density import Density
-from .errors import CaptureError, ConstantError, GridError, InputError, NotCapturedError, RewriteError
+from .errors import CaptureError, ConstantError, InputError, NotCapturedError, RewriteError
 from .full_check import check_fully
+from .grid_readers import GridModule
 from .in_place_run import InPlace
 from .program import DENSITY, GRID, Program
 from .prompt import PromptModule
@@ -22,23 +22,10 @@ from .report import Report
 from .stage import Request, Stage, build_stage
 from .tree import kind_of, mirror, outer_module, restore_layers, share_tensors
 
+if TYPE_CHECKING:
+    from .calibration import Calibration
+
 RESTORE = "sparsify_restore"
-
-
-class GridModule(nn.Module):
-    """The grid node at run time: the number of tokens, and a table of positions, in; sides of the dense grid out."""
-
-    def __init__(self, reader: Any, beside: bool = False) -> None:
-        super().__init__()
-        self.reader = reader
-        self.beside = beside  # whether other rows stand beside the grid
-
-    def forward(self, count: int, *positions: torch.Tensor) -> tuple[int, ...]:
-        """The sides, whose product is ``count``, or less where text stands beside the grid."""
-        sides: tuple[int, ...] = self.reader.sides(count, *positions)
-        if math.prod(sides) > count or (math.prod(sides) < count and not self.beside):
-            raise GridError(f"the grid {sides} has {math.prod(sides)} tokens but this call has {count}; pass another grid=.")
-        return sides
 
 
 class SparseModel(Timed, nn.Module):
@@ -79,15 +66,18 @@ class SparseModel(Timed, nn.Module):
         stage, inputs = self._stage_for(args, kwargs)
         return self._activate(stage), inputs
 
-    def in_place(self, stage: Stage, calls: Mapping[str, Callable[..., Any]] | None = None) -> InPlace:
+    def in_place(self, stage: Stage, calls: Mapping[str, Callable[..., Any]] | None = None, observer: Any = None) -> InPlace:
         """The model's own forward with rewritten blocks in it, or with ``calls``, by path, in their place."""
-        return InPlace(stage.program, self, self._source[0], calls or {})
+        return InPlace(stage.program, self, self._source[0], calls or {}, observer)
 
     def capture(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Capture the model as called with these arguments and take over its parameters."""
         model = self._source[0]
-        stage = build_stage(model, self._request, args, kwargs, self._mode, kind_of(model))
-        mirror(model, self, [str(node.target) for node in stage.program.all_block_nodes])
+        self.adopt(build_stage(model, self._request, args, kwargs, self._mode, kind_of(model)), args, kwargs)
+
+    def adopt(self, stage: Stage, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Take a finished first capture of a call with these arguments, and the model's parameters."""
+        mirror(self._source[0], self, [str(node.target) for node in stage.program.all_block_nodes])
         if stage.program.restores:
             with torch.inference_mode(False):  # the first call may be in that mode, and parameters must train later
                 self.register_module(RESTORE, restore_layers(stage.program))
@@ -129,6 +119,33 @@ class SparseModel(Timed, nn.Module):
         for module in self._modules.values():
             if isinstance(module, PromptModule):
                 module.forget()
+
+    def calibrate(
+        self,
+        batches: Iterable[Any],
+        *,
+        ridge: float = 1e-4,
+        teacher: nn.Module | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Calibration:
+        """Fit every restore layer in closed form to the dense model's tokens at that depth; other weights stay as they are.
+
+        Args:
+            batches: a few calls' inputs, each as for ``example_inputs``, at timesteps all over the schedule: of each grid at
+                least as many tokens as twice the width. The dense tokens of all are kept until the end.
+            ridge: damping, as a share of each feature's mean square; it pulls towards the identity start.
+            teacher: the dense model to match, with the same blocks; the model that was sparsified if left out.
+            on_progress: called with how much of how much is done.
+
+        Returns:
+            Errors before and after and the conditioning of each fit, to print.
+
+        Raises:
+            InputError: there is nothing to calibrate, or tokens are not finite numbers. The layers are as they were.
+        """
+        from .calibration import calibrate
+
+        return calibrate(self, batches, ridge=ridge, teacher=teacher, on_progress=on_progress)
 
     def stage_for(self, example_inputs: Any = None) -> tuple[Stage, list[Leaf]]:
         """The capture that covers a call, given as for ``sparsify``, and its flat inputs; the latest capture without one.
