@@ -91,5 +91,4 @@ def _block_behind(program: Program, node: fx.Node) -> fx.Node:
 
 
 def _tokens_of(linear: fx.Node) -> fx.Node:
-    tokens: Any = linear.args[0]
-    return tokens  # type: ignore[no-any-return]
+    return linear.all_input_nodes[0]

@@ -1,0 +1,1 @@
+"""Dense and sparse Diffusion Transformers trained on MNIST, and what sparsity costs in FID."""

@@ -1,0 +1,160 @@
+"""The stages of the experiment; each leaves a file, and one whose file is there is done."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+
+from . import arms, classifier
+from .arms import ARMS
+from .data import parts
+from .metrics import scores
+from .sampling import drawn, labels_of, noise_of
+from .settings import Settings
+
+_CHUNK = 1000  # samples in one file
+TIMES = range(25, 1000, 50)  # of the one-step error
+
+
+class Experiment:
+    """All stages over one folder."""
+
+    def __init__(self, settings: Settings, out: Path) -> None:
+        self.settings, self.out = settings, out
+        self.console = Console(stderr=True)
+        self.data, self.held_out = parts()
+
+    @property
+    def dense(self) -> Path:
+        """The trained dense weights."""
+        return self.out / "weights" / "dense.safetensors"
+
+    def weights(self, name: str) -> Path | None:
+        """Of an arm; token merging has the dense ones."""
+        return self.out / "weights" / f"{name}.safetensors" if ARMS[name].kind == "sparse" else None
+
+    def train(self) -> None:
+        """The dense model."""
+        if not self.dense.exists():
+            self._say("training the dense model")
+            arms.train_dense(self.settings, self.data, self.out / "train" / "dense", self.dense)
+
+    def sparse(self) -> None:
+        """The four sparse arms."""
+        for name, arm in ARMS.items():
+            weights = self.weights(name)
+            if weights is not None and not weights.exists():
+                self._say(f"making: {arm.title}")
+                found = arms.make_sparse_arm(arm, self.settings, self.data, self.dense, self.out / "train" / name, weights)
+                _write(self.out / "calibration" / f"{name}.json", found)
+
+    def one_step(self) -> dict[str, list[float]]:
+        """Of each sparse arm, the error of one forward pass against the dense model's, by timestep, on images it may have seen.
+
+        Squared difference over squared length of the predicted noise.
+        """
+        file = self.out / "one_step.json"
+        if not file.exists():
+            dense, _ = arms.dense_model(self.settings, self.dense)
+            batches = arms.noised_batches(self.data, TIMES, seed=12345)  # other noise than the calibration's
+            with torch.no_grad():
+                want = [dense.eval()(**batch)[:, :1] for batch in batches]
+            found = {}
+            for name, arm in ARMS.items():
+                if arm.kind == "sparse":
+                    sparse = arms.sparse_model(self.settings, self.dense, self.weights(name))
+                    with torch.no_grad():
+                        got = [sparse(**batch)[:, :1] for batch in batches]
+                    found[name] = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(got, want, strict=True)]
+            _write(file, found)
+        return json.loads(file.read_text())  # type: ignore[no-any-return]
+
+    def sample(self, names: list[str]) -> None:
+        """Draw the samples of arms, a file for each thousand."""
+        for seed in self.settings.seeds:
+            for name in names:
+                self._sample(name, seed)
+
+    def _sample(self, name: str, seed: int) -> None:
+        noise, labels = noise_of(self.settings.samples, seed), labels_of(self.settings.samples)
+        files = [
+            (self._file(name, seed, i), n, y)
+            for i, (n, y) in enumerate(zip(noise.split(_CHUNK), labels.split(_CHUNK), strict=True))
+        ]
+        if all(file.exists() for file, _, _ in files):
+            return
+        model, gflops = arms.callable_of(ARMS[name], self.settings, self.dense, self.weights(name))
+        for file, some, asked in files:
+            if file.exists():
+                continue
+            started, what = time.perf_counter(), f"{ARMS[name].title}, seed {seed}, {file.stem}"
+            images = torch.cat([*track(drawn(model, some, asked), what, len(some) // 250 or 1, console=self.console)])
+            seconds = torch.tensor((time.perf_counter() - started) / len(some))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+            save_file({"pixels": pixels, "seconds": seconds, "gflops": torch.tensor(gflops)}, file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
+
+    def _file(self, name: str, seed: int, index: int) -> Path:
+        return self.out / "samples" / name / f"{seed}-{index}.safetensors"
+
+    def pixels(self, name: str, seed: int) -> torch.Tensor | None:
+        """The samples of an arm in [-1, 1], or None while some are missing."""
+        files = [self._file(name, seed, i) for i in range(-(-self.settings.samples // _CHUNK))]
+        if not all(file.exists() for file in files):
+            return None
+        return torch.cat([load_file(file)["pixels"] for file in files]).float() / 127.5 - 1
+
+    def judge(self) -> tuple[classifier.Classifier, float]:
+        """The classifier, and its accuracy on the images of the model, none of which it has been trained on."""
+        file = self.out / "classifier.safetensors"
+        if not file.exists():
+            self._say("training the classifier that judges samples")
+            save_file(classifier.train(self.held_out).state_dict(), file)
+        model = classifier.Classifier()
+        model.load_state_dict(load_file(file))
+        _, seen = classifier.judged(model.eval(), self.data.images)
+        return model, float((seen == self.data.labels).double().mean())
+
+    def score(self) -> dict[str, Any]:
+        """Scores of all that has been sampled so far, by arm and seed."""
+        judge, accuracy = self.judge()
+        real, _ = classifier.judged(judge, self.data.images)
+        held_out, _ = classifier.judged(judge, self.held_out.images)
+        found: dict[str, Any] = {}
+        for name in ARMS:
+            per_seed = {}
+            for seed in self.settings.seeds:
+                pixels = self.pixels(name, seed)
+                if pixels is not None:
+                    fake, seen = classifier.judged(judge, pixels)
+                    per_seed[str(seed)] = scores(real, fake, seen, labels_of(len(pixels)))._asdict()
+            if per_seed:
+                found[name] = {"title": ARMS[name].title, "gflops": self._gflops(name), "seeds": per_seed}
+        result = {
+            "samples": self.settings.samples,
+            "classifier_accuracy": accuracy,
+            "held_out": scores(real, held_out, self.held_out.labels, self.held_out.labels)._asdict(),
+            "arms": found,
+            "one_step": self.one_step(),
+        }
+        _write(self.out / "results.json", result)
+        return result
+
+    def _gflops(self, name: str) -> float:
+        return float(load_file(self._file(name, self.settings.seeds[0], 0))["gflops"])
+
+    def _say(self, what: str) -> None:
+        self.console.print(f"[bold]{what}[/]")
+
+
+def _write(file: Path, data: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(data, indent=1) + "\n")

@@ -1,0 +1,54 @@
+"""What the experiment does, as one file: ``settings.json`` beside this one, or another."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsify import Policy
+from sparsify.training import TrainConfig
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole experiment.
+
+    Attributes:
+        model: arguments of :func:`examples.mnist.model.make`.
+        policy: of the sparse arms.
+        dense: how the dense model is trained.
+        finetune: how the sparse arms are, for at most a tenth of those steps.
+        calibration: images that restore layers are fitted on, in batches of 64 with a timestep each.
+        samples: images drawn from each model and seed.
+        seeds: of the noise that they are drawn from.
+    """
+
+    model: dict[str, Any]
+    policy: Policy
+    dense: TrainConfig
+    finetune: TrainConfig
+    calibration: int
+    samples: int
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: Path = FOLDER / "settings.json") -> Settings:
+        """From JSON; what fine-tuning does not name it has from the dense training."""
+        data = json.loads(path.read_text())
+        dense = data["dense"]
+        made = cls(
+            data["model"],
+            Policy.from_json(json.dumps(data["policy"])),
+            TrainConfig.from_dict(dense),
+            TrainConfig.from_dict(dense | data["finetune"]),
+            data["calibration"],
+            data["samples"],
+            tuple(data["seeds"]),
+        )
+        if made.finetune.steps * 10 > made.dense.steps:
+            raise ValueError(f"{path}: fine-tuning for {made.finetune.steps} steps is over a tenth of {made.dense.steps}.")
+        return made
