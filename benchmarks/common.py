@@ -203,3 +203,9 @@ def write(path: Path | None, benchmark: str, options: argparse.Namespace, result
 def grid_text(grid: Sequence[int] | None) -> str:
     """``10x10``."""
     return "" if grid is None else "x".join(map(str, grid))
+
+
+def processor_seconds() -> float:
+    """Of this process and of the C++ compilers it has waited for; other load on the machine hardly shows in it."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system

@@ -26,7 +26,7 @@ from rich.progress import track
 
 from sparsify import Policy, SparseModel, lower, sparsify
 
-from .common import parser, show, table, write
+from .common import parser, processor_seconds, show, table, write
 
 _ROOT = Path(__file__).parents[1]
 # What each is, and which one to hold it against: shapes that are open cost several times as much to trace.
@@ -49,12 +49,6 @@ def compiled(way: str, model: torch.nn.Module, sparse: SparseModel) -> Callable[
     return torch.compile(target, fullgraph=True, dynamic=shapes == "dynamic")
 
 
-def _cpu_seconds() -> float:
-    """Of this process and of the C++ compilers it has waited for; other load on the machine hardly shows in it."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
 def measure(way: str, depth: int, width: int) -> None:
     """Print the seconds of the first call, and the number of graphs that were compiled in it."""
     from diffusers import DiTTransformer2DModel
@@ -72,9 +66,9 @@ def measure(way: str, depth: int, width: int) -> None:
     with torch.no_grad():
         torch.compile(lambda x: x + 1)(torch.randn(8))  # what every process pays once: imports, the compiler's own headers
         before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        started, wall = _cpu_seconds(), time.perf_counter()
+        started, wall = processor_seconds(), time.perf_counter()
         run(*inputs.values()) if way.startswith("flat") else run(**inputs)
-        seconds, wall = _cpu_seconds() - started, time.perf_counter() - wall
+        seconds, wall = processor_seconds() - started, time.perf_counter() - wall
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
     print(json.dumps({"seconds": seconds, "wall": wall, "graphs": graphs}))
 
