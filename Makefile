@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),sed -E 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $(VENV)/constraints.txt,cp constraints.txt $(VENV)/constraints.txt)
 	$(BIN)/python -m pip install --quiet $$(grep -E '^torch==' $(VENV)/constraints.txt) -c $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet -e '.[diffusers,plot,onnx,dev]' -c $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[diffusers,plot,onnx,train,dev]' -c $(VENV)/constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## a real-size DiT-XL/2 at 512x512: sparsify it, check it, report it, time it, draw it

@@ -45,3 +45,7 @@ class NotCapturedError(SparsifyError, RuntimeError):
 
 class LoweringError(SparsifyError, RuntimeError):
     """A target is unknown or unavailable, or an option is not one of its options."""
+
+
+class TrainingError(SparsifyError, RuntimeError):
+    """A training run cannot start, go on or be resumed; the message says what does not fit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,6 +15,7 @@ from .errors import InputError
 Draw = Callable[[int, torch.Generator], torch.Tensor]
 
 _TRIES = 10_000  # batches that are drawn in search of one grid, before it counts as out of reach
+_KNOWN = 4096  # timesteps whose grid is kept
 
 
 class TimestepSampler:
@@ -38,7 +40,9 @@ class TimestepSampler:
     def __init__(self, density: Density, grid: Grid, batch_size: int, *, draw: Draw | None = None, seed: int = 0) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"TimestepSampler: batch_size is {batch_size!r}; it must be an integer of at least 1.")
-        self._density, self._grid, self._batch_size = density, tuple(grid), batch_size
+        self._density, self._batch_size = density, batch_size
+        # Whole timesteps come again and again.
+        self._grid_at = functools.lru_cache(_KNOWN)(functools.partial(density.grid_at, dense=tuple(grid)))
         self._draw = draw or self._uniform
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -54,12 +58,12 @@ class TimestepSampler:
             InputError: ``draw`` hardly ever gives the grid of its first timestep.
         """
         kept = self._draw(1, self._generator)
-        grid = self._density.grid_at(float(kept), self._grid)
+        grid = self._grid_at(float(kept))
         for _ in range(_TRIES):
             if len(kept) >= self._batch_size:
                 return kept[: self._batch_size]
             more = self._draw(4 * self._batch_size, self._generator)
-            mask = [self._density.grid_at(t, self._grid) == grid for t in more.tolist()]
+            mask = [self._grid_at(t) == grid for t in more.tolist()]
             kept = torch.cat([kept, more[torch.tensor(mask)]])
         raise InputError(f"TimestepSampler: in {_TRIES} tries draw() gave too few timesteps of the pooled grid {grid}.")
 

@@ -22,10 +22,12 @@ class Block(Container):
     # Long names, because the model's own submodules live beside them.
     sparsify_body: Body
     sparsify_code: Callable[..., Any]
+    # Another way to run the code, such as compiled, or once more in the backward pass; it gets the block and its inputs.
+    sparsify_run: Callable[..., Any] | None = None
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """Run the body's graph; flat tensors in and out."""
-        return self.sparsify_code(self, *tensors)
+        return (self.sparsify_run or self.sparsify_code)(self, *tensors)
 
 
 def kind_of(module: nn.Module) -> object:

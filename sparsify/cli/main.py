@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SparsifyError
-from . import commands, lowering
+from . import commands, lowering, training
 from .words import a_batch, a_count, a_grid, some_grids, some_savings
 
 _EXAMPLES = """examples:
@@ -24,6 +24,8 @@ _EXAMPLES = """examples:
       dense against sparse, interleaved in one process
   sparsify lower sparsify.models:dit --policy paper:DiT-XL/2@512 --target aot_inductor --out dit.pt2
       one file that runs without the model's code; sparsify lower --help has more
+  sparsify train my_package.my_model:make --policy auto --steps 2000 --out out/run
+      train it, on one device or many; sparsify train --help has more
   sparsify demo
       all of it on a real-size DiT-XL/2
 """
@@ -83,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     _model_arguments(lower, device="cpu")
     _lowering_arguments(lower)
     lower.set_defaults(run=lowering.lower_to_file)
+
+    train = sub.add_parser("train", help="train a model, dense or sparse", epilog=training.EXAMPLES, formatter_class=form)
+    training.add_arguments(train)
+    train.set_defaults(run=training.train_model)
 
     demo = sub.add_parser("demo", help="a real-size DiT-XL/2 at 512x512, end to end", epilog=_EXAMPLES, formatter_class=form)
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture (default out)")
