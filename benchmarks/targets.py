@@ -117,13 +117,13 @@ def bf16_ratio(
         dense = difference(low(**low_inputs), want) / largest(want)
     sparse, low_sparse = sparse_model(entry, model, inputs), sparse_model(entry, low, low_inputs)
     fast = lower(low_sparse, kind, **options)
-    worst = 0.0
+    errors = []
     for grid in [d.grid for d in found if d.grid is not None]:
         with torch.no_grad():
             want = sparse.fix(grid)(**inputs)
             low_sparse.fix(grid)
-            worst = max(worst, difference(fast(**low_inputs), want) / largest(want))
-    return worst / dense
+            errors.append(difference(fast(**low_inputs), want) / largest(want))
+    return float(torch.tensor(errors).max()) / dense  # as a tensor, whose maximum is not a number if one of them is not
 
 
 def largest(output: Any) -> float:
@@ -152,7 +152,7 @@ def text(cell: Cell) -> str:
     if cell.error is None:
         return "not run"
     size = "" if cell.bytes is None else f", {cell.bytes / 1e6:.1f} MB"
-    low = "" if cell.bf16 is None else f", bf16 {cell.bf16:.1f}"
+    low = "" if cell.bf16 is None else f", bf16 {cell.bf16:.2f}"
     return f"{cell.error:.0e}{size}, {cell.cold:.0f} s{low}"
 
 

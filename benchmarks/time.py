@@ -26,7 +26,7 @@ import gc
 import statistics
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,29 +50,29 @@ def main(words: Sequence[str] | None = None) -> int:
     results = []
     for name in options.models:
         case = cases(options.quick)[name]
-        found = timed_case(case, options)
-        show(time_table(case.title, found, options), *remarks(found))
+        found: list[dict[str, Any]] = []
         results.append({"model": name, "title": case.title, "batches": found})
-        write(options.json, "time", options, results)  # after each: the later ones take long
+        for at_batch in timed_case(case, options):
+            found.append(at_batch)
+            write(options.json, "time", options, results)  # after each: the later ones take long
+        show(time_table(case.title, found, options), *remarks(found))
         gc.collect()  # one model at a time
     return 0
 
 
-def timed_case(case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All ways at all batch sizes."""
+def timed_case(case: Case, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All ways at each batch size."""
     torch.manual_seed(0)
     warnings.filterwarnings("ignore", module="torch")
     dtype = DTYPES[options.dtype]
     model, one = case.make()
     model = placed(model, options.device, dtype)
-    found = []
     for batch in options.batch:
         # A compiler that gives up and runs eager code, unasked, would be timed as compiled code.
         with torch._dynamo.config.patch(recompile_limit=64, fail_on_recompile_limit_hit=True):
             torch._dynamo.reset()
             setup = Setup.of(case, model, in_dtype(batched(one, batch, options.device), dtype))
-            found.append({"batch": batch, **timed_setup(setup, options, f"{case.title}, batch {batch}")})
-    return found
+            yield {"batch": batch, **timed_setup(setup, options, f"{case.title}, batch {batch}")}
 
 
 def timed_setup(setup: Setup, options: argparse.Namespace, title: str) -> dict[str, Any]:
