@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from torch import fx
+from torch import fx, nn
 
 from ..errors import PolicyError, RewriteError
+from ..layers import Layer
 from ..program import Body, Program, Skip
 from ..shapes import annotate
+from .traced import write
+
+_RESERVED = ("grid", "prompt", "restore")  # modules that are called sparsify_... already
 
 
 class BlockRange(NamedTuple):
@@ -58,9 +62,22 @@ class Pass(ABC):
 
     A subclass is a frozen dataclass whose fields are its options and whose ``name`` is kebab-case. ``match`` finds the
     places, ``check`` says why one must be left alone, ``rewrite`` changes one; the three never do each other's work.
+
+    Attributes:
+        prepares: whether it makes no other model by itself, so that a model that nothing else changed counts as unchanged.
+        per_resolution: whether what it decides depends on the token grid of the capture: another resolution gets a capture
+            of its own then.
     """
 
     name: ClassVar[str]
+    prepares: ClassVar[bool] = False
+    per_resolution: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        name = cls.__dict__.get("name")
+        if name is not None and (not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or name in _RESERVED):
+            raise PolicyError(f"{cls.__name__}.name is {name!r}; it must be like 'pool-attention', and none of {_RESERVED}.")
 
     @abstractmethod
     def match(self, program: Program) -> Iterable[Any]:
@@ -82,10 +99,16 @@ class Pass(ABC):
         """A place in words, for the report."""
         return str(place)
 
+    def explain(self, program: Program) -> str | None:
+        """Why there is no place at all, such as the nearest miss; None if that is nothing to speak of."""
+        return None
+
     def run(self, program: Program) -> int:
         """Apply the pass; the number of places rewritten. Refusals go to ``program.skips``."""
-        rewritten = 0
-        for place in list(self.match(program)):
+        rewritten, places = 0, list(self.match(program))
+        if not places and (reason := self.explain(program)) is not None:
+            program.skips.append(Skip(self.name, "the whole model", reason))
+        for place in places:
             reason = self.check(program, place)
             if reason is None:
                 try:
@@ -101,9 +124,45 @@ class Pass(ABC):
         """A new operator at the graph's insertion point, with its value and where it came from."""
         return self.mark(annotate(graph.call_function(target, args, kwargs)), origin)  # type: ignore[arg-type]
 
+    def trace(self, graph: fx.Graph, function: Callable[..., Any], *args: Any, origin: fx.Node) -> Any:
+        """The operators that ``function`` runs on ``args`` (nodes, numbers, lists of them), at the graph's insertion point.
+
+        Returns:
+            Nodes, nested as what the function returns.
+
+        Raises:
+            RewriteError: the function does not run on the shapes of its arguments; the graph is as it was.
+        """
+        result, made = write(graph, function, args)
+        for node in made:
+            self.mark(node, origin)
+        return result
+
+    def layer(self, program: Program, make: Callable[[], nn.Module], like: fx.Node) -> Layer:
+        """New parameters of the sparse model.
+
+        Args:
+            program: whose parameters they become, as ``sparsify_<name of the pass>.<number>``.
+            make: makes the module that holds them, with their start values, and uses no more than its own arguments.
+            like: a node of the dtype and on the device that they are to have.
+        """
+        name = f"sparsify_{self.name.replace('-', '_')}"
+        count = sum(layer.name.rpartition(".")[0] == name for layer in program.layers)
+        fake = like.meta["val"]
+        program.layers.append(layer := Layer.of(f"{name}.{count}", make, fake.dtype, fake.device))
+        return layer
+
+    def parameter(self, program: Program, layer: Layer, name: str) -> fx.Node:
+        """A node that reads a parameter of a new layer, at the insertion point of the outer graph."""
+        node = self.mark(program.graph.get_attr(f"{layer.name}.{name}"), program.graph.output_node())
+        node.meta["val"] = layer.fake(name, program.fake_mode)
+        return node
+
     def mark(self, node: fx.Node, origin: fx.Node) -> fx.Node:
-        """Record on a node that this pass made it, and from which one."""
+        """Record on a node that this pass made it, and from which one; on a block's, that this pass rewrote it."""
         node.meta["provenance"] = Provenance(self.name, origin.name)
+        if "body" in node.meta:
+            node.meta["passes"] = (*node.meta.get("passes", ()), self.name)
         return node
 
 
@@ -116,6 +175,11 @@ def copy_body(body: Body, name: str) -> Body:
     for node, twin in copied.items():
         twin.meta = dict(node.meta)
     return dataclasses.replace(body, name=name, graph=graph)
+
+
+def replace_later_uses(node: fx.Node, by: fx.Node) -> None:
+    """Let everything behind ``by`` read it in place of ``node``, which it may be computed from."""
+    node.replace_all_uses_with(by, delete_user_cb=lambda user: user > by)
 
 
 def remove_dead(graph: fx.Graph) -> None:

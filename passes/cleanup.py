@@ -25,6 +25,7 @@ class Cleanup(Pass):
     """
 
     name: ClassVar[str] = "cleanup"
+    prepares: ClassVar[bool] = True
 
     def match(self, program: Program) -> Iterable[fx.Graph]:
         return program.graphs.values()

@@ -27,6 +27,7 @@ class InsertDensity(Pass):
 
     schedule: Density
     name: ClassVar[str] = "density"
+    prepares: ClassVar[bool] = True
 
     def match(self, program: Program) -> Iterable[fx.Node]:
         return [node for node in program.placeholders if node.name == program.timestep]

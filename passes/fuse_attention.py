@@ -45,6 +45,7 @@ class FuseAttention(Pass):
     """
 
     name: ClassVar[str] = "fuse-attention"
+    prepares: ClassVar[bool] = True
 
     def match(self, program: Program) -> Iterable[Written]:
         for body in program.bodies.values():

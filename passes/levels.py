@@ -14,9 +14,10 @@ import torch
 from torch import fx
 
 from ..errors import RewriteError
+from ..layers import Layer
 from ..layout import Layout, Layouts, TokenAxis
 from ..ops import as_rotation, pool_tokens, restore_tokens
-from ..program import Program, block_behind
+from ..program import Body, Program, block_behind
 from ..shapes import annotate, emit_size, shape_of, size_of
 
 aten = torch.ops.aten
@@ -65,9 +66,10 @@ class Levels:
         self._made.append(node)
         return node
 
-    def parameter(self, name: str) -> fx.Node:
-        """A node that reads a parameter, at the current insertion point."""
-        self._made.append(node := self.program.graph.get_attr(name))
+    def parameter(self, layer: Layer, name: str) -> fx.Node:
+        """A node that reads a parameter of a new layer, at the current insertion point."""
+        self._made.append(node := self.program.graph.get_attr(f"{layer.name}.{name}"))
+        node.meta["val"] = layer.fake(name, self.program.fake_mode)
         return node
 
     def size(self, size: Any) -> fx.Node | int:
@@ -127,6 +129,19 @@ class Levels:
                     annotate(found)
             self._bypassed[node] = found
         return self._bypassed[node]
+
+    def keys_at_sparse(self, split: Body, args: Sequence[Any]) -> list[Any]:
+        """The further inputs of a block whose queries stay dense: its tokens, tables and masks for pooled keys.
+
+        Args:
+            split: its body (:func:`~sparsify.passes.separate.separated`).
+            args: its other arguments.
+        """
+        siblings = [argument for argument in args if isinstance(argument, fx.Node) and shape_of(argument)]
+        twins = [(args[twin.position], twin.level) for twin in split.twins]
+        return [
+            self.at_sparse(value, siblings, (len(shape_of(value)) - 1,) if level == "cross" else None) for value, level in twins
+        ]
 
     # --- nodes that become sparse ---------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ class LinearBeforeCopy(Pass):
     """
 
     name: ClassVar[str] = "linear-before-copy"
+    prepares: ClassVar[bool] = True
 
     def match(self, program: Program) -> Iterable[tuple[fx.Node, fx.Node]]:
         """Linear maps, with the restored tokens that they map."""

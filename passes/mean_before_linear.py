@@ -37,6 +37,7 @@ class MeanBeforeLinear(Pass):
     """
 
     name: ClassVar[str] = "mean-before-linear"
+    prepares: ClassVar[bool] = True
 
     def match(self, program: Program) -> Iterable[Averaged]:
         for body in program.bodies.values():

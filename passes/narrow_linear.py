@@ -60,6 +60,7 @@ class NarrowLinear(Pass):
     """Exact: the weights are views of the same parameter, so that gradients reach the rows that were used."""
 
     name: ClassVar[str] = "narrow-linear"
+    prepares: ClassVar[bool] = True
 
     def match(self, program: Program) -> Iterable[Fused]:
         for graph in (program.graph, *(body.graph for body in program.bodies.values())):

@@ -30,6 +30,7 @@ class OnceForBlocks(Pass):
     """
 
     name: ClassVar[str] = "once-for-blocks"
+    prepares: ClassVar[bool] = True
 
     def match(self, program: Program) -> Iterable[Common]:
         if program.in_place:  # its own code calls the blocks; nothing can be given to them

@@ -34,6 +34,7 @@ class PromptOnce(Pass):
     """
 
     name: ClassVar[str] = "prompt-once"
+    prepares: ClassVar[bool] = True
 
     def match(self, program: Program) -> Iterable[frozenset[fx.Node]]:
         if program.in_place or program.prompts or program.timestep is None:  # where the time comes in must be known

@@ -33,6 +33,7 @@ class Share(Pass):
     """
 
     name: ClassVar[str] = "share"
+    prepares: ClassVar[bool] = True
 
     def match(self, program: Program) -> Iterable[Twins]:
         graphs = [program.graph, *(body.graph for body in program.bodies.values())]

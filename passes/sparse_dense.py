@@ -9,17 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from ..attention import mixes_tokens, refusal_of_counts, refusal_of_positions, refusal_to_mix, unrecognised_mixing
+from ..attention import mixes_tokens
 from ..errors import RewriteError
-from ..layout import Layouts, TokenAxis
-from ..probe import refusal_to_split
-from ..program import Body, Program, Restore
-from ..shapes import shape_of, size_of
-from ..sizes import binding
+from ..layers import Layer, restore_layer
+from ..layout import TokenAxis
+from ..program import Program
+from ..shapes import shape_of
 from .base import BlockRange, Pass
 from .levels import Levels
-from .split import split_queries_from_keys
-from .subset import subset_as_captured, subset_of
+from .separate import refusal_to_separate, separated
+from .subset import subset_as_captured
 
 aten = torch.ops.aten
 
@@ -55,7 +54,7 @@ class SparseDense(Pass):
             if body.twins:
                 return f"{node.target} is part of a sparse-dense module already"
             crosses = not self.generate <= index < self.generate + self.sparse
-            if reason := self._refusal(program, node, body, crosses):
+            if reason := refusal_to_separate(program, node, crosses, self.name):
                 return f"{node.target}: {reason}"
         if not any(mixes_tokens(program.body_of(node)) for node in involved):
             return f"{place[0].target}: no attention over the trunk's tokens was recognised in the block"
@@ -69,12 +68,12 @@ class SparseDense(Pass):
         generate, rest = place[: self.generate], place[self.generate :]
         sparse, recover = rest[: self.sparse], rest[self.sparse :][: self.recover]
         levels = Levels(program, self.mark)
-        restores = len(program.restores)
+        layers = len(program.layers)
         try:
             self._rewrite(program, levels, generate, sparse, recover)
         except RewriteError:
             levels.undo()
-            del program.restores[restores:]
+            del program.layers[layers:]
             raise
 
     def _rewrite(
@@ -105,7 +104,7 @@ class SparseDense(Pass):
         args = [levels.at_sparse(argument, siblings) for argument in originals]
         if split and mixes_tokens(body):
             levels.change(node, node.args)
-            for position, level in self._split(program, node, body).twins:
+            for position, level in separated(program, body, self.name).twins:
                 dense = levels.bypass(originals[position])
                 if not first and position == body.tokens:
                     dense = self._with_text_of(levels, originals[position], dense)
@@ -128,7 +127,7 @@ class SparseDense(Pass):
             args[body.tokens] = self._recovered(program, levels, kept)
         levels.change(node, args)
         if mixes_tokens(body):
-            for position, level in self._split(program, node, body).twins:
+            for position, level in separated(program, body, self.name).twins:
                 if position == body.tokens:
                     args.append(kept if first else self._with_text_of(levels, args[position], kept))
                 elif level == "key":
@@ -151,13 +150,13 @@ class SparseDense(Pass):
         place = places[0]
         dense = levels.bypass(sparse)
         fake = dense.meta["val"]
-        restore = Restore(f"sparsify_restore.{len(program.restores)}", int(fake.shape[-1]), fake.dtype, fake.device)
-        program.restores.append(restore)
+        restore = restore_layer(len(program.restores), int(fake.shape[-1]), fake.dtype, fake.device)
+        program.layers.append(restore)
         parts = self._parts(levels, sparse, place)
         grid_rows = self._parts(levels, dense, place)[1]
         alone = [TokenAxis(other.axis, other.sides) if other is place else other for other in layout]
-        sparse_part = self._linear(levels, levels.restore(parts[1], alone), f"{restore.name}.sparse", restore)
-        dense_part = self._linear(levels, grid_rows, f"{restore.name}.dense", restore)
+        sparse_part = self._linear(levels, levels.restore(parts[1], alone), "sparse", restore)
+        dense_part = self._linear(levels, grid_rows, "dense", restore)
         parts[1] = levels.make(aten.add.Tensor, (sparse_part, dense_part), sparse)
         return self._joined(levels, parts, place, sparse)
 
@@ -185,49 +184,9 @@ class SparseDense(Pass):
         present = [part for part in parts if part is not None]
         return present[0] if len(present) == 1 else levels.make(aten.cat.default, (present, place.axis), origin)
 
-    def _linear(self, levels: Levels, tokens: fx.Node, name: str, restore: Restore) -> fx.Node:
-        weight, bias = levels.parameter(f"{name}.weight"), levels.parameter(f"{name}.bias")
-        with tokens.meta["val"].fake_mode:
-            weight.meta["val"] = torch.empty(restore.width, restore.width, dtype=restore.dtype, device=restore.device)
-            bias.meta["val"] = torch.empty(restore.width, dtype=restore.dtype, device=restore.device)
+    def _linear(self, levels: Levels, tokens: fx.Node, part: str, restore: Layer) -> fx.Node:
+        weight, bias = (levels.parameter(restore, f"{part}.{name}") for name in ("weight", "bias"))
         return levels.make(aten.linear.default, (tokens, weight, bias), tokens)
-
-    # --- which blocks can see other tokens ------------------------------------------------------------------------
-
-    def _refusal(self, program: Program, node: fx.Node, body: Body, crosses: bool) -> str | None:
-        """Why a block cannot see other tokens than it was captured with; asked once of each body."""
-        mixes = mixes_tokens(body)
-        key = f"{body.name}.split" if crosses and mixes else body.name
-        if key not in program.probes:
-            program.probes[key] = refusal_to_mix(body) or unrecognised_mixing(body)
-            program.probes[key] = program.probes[key] or self._refusal_of_sizes(program, node, body)
-            if program.probes[key] is None and (crosses or not mixes):
-                program.probes[key] = self._try(program, node, body, mixes)
-        return program.probes[key]
-
-    def _refusal_of_sizes(self, program: Program, node: fx.Node, body: Body) -> str | None:
-        assert program.density is not None  # noqa: S101  # the density node was checked for
-        layouts, bound = Layouts(program), binding(body, node)
-        sides = [size_of(side.meta["val"]) for side in program.pooled_nodes]
-        for grid in program.density.grids(program.grid_hint):
-            numbers = dict(zip(sides, grid, strict=True))
-            sizes = {symbol: program.hint(layouts.pooled(size).xreplace(numbers)) for symbol, size in bound.items()}
-            if reason := refusal_of_counts(body, sizes):
-                return reason
-        return refusal_of_positions(body)
-
-    def _try(self, program: Program, node: fx.Node, body: Body, mixes: bool) -> str | None:
-        try:
-            split = self._split(program, node, body) if mixes else body
-            return refusal_to_split(body, split, subset_of(program, node, body))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            return f"queries and keys cannot be told apart: {str(error).splitlines()[0]}"
-
-    def _split(self, program: Program, node: fx.Node, body: Body) -> Body:
-        name = f"{body.name}.split"
-        if name not in program.bodies:
-            program.bodies[name] = split_queries_from_keys(body, name, self.name)
-        return program.bodies[name]
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sympy
@@ -54,7 +55,7 @@ def make_report(
     costs = [numbers.of(cost) for cost in sparse.blocks]
     totals = [sum(parts) for parts in zip(numbers.of(sparse.outside), *costs, strict=True)]
     blocks = []
-    for node, cost, dense_cost, dense_tokens, role in zip(
+    for node, cost, dense_cost, dense_tokens, (role, why) in zip(
         program.block_nodes, costs, dense.blocks, dense.tokens, _actual_roles(program, plan), strict=True
     ):
         body = program.body_of(node)
@@ -65,8 +66,8 @@ def make_report(
         blocks.append(
             BlockReport(
                 path=str(node.target),
-                role=role.name,
-                why=role.why,
+                role=role,
+                why=why,
                 tokens=tuple(tokens),
                 keys=tuple(keys),
                 tokens_dense=numbers.of(dense_tokens)[0],
@@ -75,7 +76,7 @@ def make_report(
                 gflops_mean=mean / 1e9,
             )
         )
-    added = sum(2 * restore.width * (restore.width + 1) for restore in program.restores)
+    added = sum(layer.size for layer in program.layers)
     dense_total = evaluate(dense.total, sizes[0])
     return Report(
         model=name,
@@ -98,6 +99,7 @@ def make_report(
         blocks=tuple(blocks),
         skipped=tuple(Skipped(s.pass_name, s.where, s.reason) for s in program.skips),
         pass_seconds=timings,
+        passes=tuple(program.runs),
     )
 
 
@@ -123,14 +125,25 @@ def _tokens(program: Program, node: torch.fx.Node, position: int) -> sympy.Expr:
     return sympy.sympify(shape_of(node.args[position])[program.body_of(node).token_axis])  # type: ignore[arg-type]
 
 
-def _actual_roles(program: Program, plan: Plan) -> list[Role]:
-    """The roles asked for, but with the reason where a pass left a block as it was."""
-    roles = []
-    for node, role in zip(program.block_nodes, plan.roles(), strict=True):
-        if role.name in ("pooling", "generate", "sparse", "recover") and "provenance" not in node.meta:
-            role = Role("dense", None, f"left as it was (asked for: {role.name}); see below")
-        roles.append(role)
-    return roles
+def _actual_roles(program: Program, plan: Plan) -> list[tuple[str, str]]:
+    """The role of each block and why: the one asked for, unless a pass left the block as it was; other passes by name."""
+    passes = [node.meta.get("passes", ()) for node in program.block_nodes]
+    return [_actual_role(role, names) for role, names in zip(plan.roles(), passes, strict=True)]
+
+
+def _actual_role(role: Role, passes: Sequence[str]) -> tuple[str, str]:
+    planned = [] if role.name == "dense" else [name for name in passes if name in _PLANNED]
+    others = ", ".join(name for name in passes if name not in planned)
+    if planned:
+        return role.name, f"{role.why}; then {others}" if others else role.why
+    if others:
+        return others, "rewritten by a pass that was given"
+    if role.name != "dense":
+        return "dense", f"left as it was (asked for: {role.name}); see below"
+    return role.name, role.why
+
+
+_PLANNED = ("pool-attention", "sparse-dense")
 
 
 def check_density(density: Density, grid: Grid) -> bool:

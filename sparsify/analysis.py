@@ -11,7 +11,8 @@ from torch import fx, nn
 
 from .accounting import check_density
 from .calls import Leaf
-from .errors import CaptureError, GridError, TrunkError
+from .density import Density
+from .errors import CaptureError, GridError, InputError, TrunkError
 from .grid import find_grid
 from .in_place_grid import find_grid_in_place
 from .layout import Layouts
@@ -29,8 +30,12 @@ def analyse(
     timestep: str | None = None,
     model: nn.Module | None = None,
     inputs: Sequence[Leaf] = (),
+    density: Density | None = None,
+    for_passes: bool = False,
 ) -> bool:
     """Fill in grid, trunk and timestep where the policy needs them; whether it pools anything.
+
+    For passes besides those of a policy all that can be found is filled in, and what a ``density`` among them needs must be.
 
     Raises:
         GridError: the grid is needed and cannot be found, or the given one does not fit.
@@ -38,7 +43,7 @@ def analyse(
         PolicyError: the policy does not fit the trunk or the grid.
         InputError: the timestep cannot be told.
     """
-    needed = wants_grid(policies)
+    needed = wants_grid(policies) or density is not None
     try:
         if program.in_place:
             assert model is not None  # noqa: S101  # it comes along with such a program
@@ -54,15 +59,24 @@ def analyse(
         return Plan.of(policies, program.paths).rewrites
     find_tokens(program)
     plan = Plan.of(policies, program.paths)
-    if not plan.pools:
+    if not plan.pools and not for_passes:
         return plan.rewrites
     check_chain(program)
     restate_sizes(program)
-    pools = check_density(plan.schedule, program.grid_hint)
-    if pools:
-        program.timestep = find_timestep(program, timestep)
+    pools = check_density(plan.schedule, program.grid_hint) if plan.pools else plan.rewrites
+    if (plan.pools and pools) or for_passes:
+        program.timestep = _timestep(program, timestep, needed=density is not None or plan.pools)
     program.stage = "analysed"
     return pools
+
+
+def _timestep(program: Program, given: str | None, needed: bool) -> str | None:
+    try:
+        return find_timestep(program, given)
+    except InputError:
+        if needed or given is not None:
+            raise
+        return None
 
 
 def find_tokens(program: Program) -> None:

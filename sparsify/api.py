@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -13,18 +13,20 @@ from .errors import GridError, InputError, PolicyError, RewriteError
 from .policy import Policy
 
 if TYPE_CHECKING:
+    from .passes import Pass, Pipeline
     from .runtime import SparseModel
 
 
 def sparsify(
     model: nn.Module,
-    policy: Policy | Mapping[str, Policy],
+    policy: Policy | Mapping[str, Policy] | Pipeline,
     example_inputs: Sequence[Any] | Mapping[str, Any] | torch.Tensor | None = None,
     *,
     grid: Sequence[int] | None = None,
     timestep: str | None = None,
     verify: Literal["standard", "full"] = "standard",
     savings: bool | Collection[str] = True,
+    passes: Pass | str | Sequence[Pass | str] = (),
 ) -> SparseModel:
     """Rewrite a Diffusion Transformer so that most of its blocks see fewer tokens (SparseDiT, arXiv 2412.06028).
 
@@ -32,7 +34,8 @@ def sparsify(
         model: any module whose trunk is a chain of repeated blocks. It is not changed. Its parameters become the
             result's parameters (the same objects, as with ``torch.compile``); deep-copy it first to keep them apart.
         policy: which block does what, and at which density: one over all blocks in the order of execution, or a mapping
-            from the chains that the report names to a policy each.
+            from the chains that the report names to a policy each. A :class:`~sparsify.passes.Pipeline` is run as it is, with
+            nothing added to it.
         example_inputs: one call's inputs, a tuple of positional or a dict of keyword inputs. Without it the model is
             captured at its first call.
         grid: the token grid in row-major order, where it cannot be read off the graph.
@@ -42,6 +45,8 @@ def sparsify(
             really get fewer tokens.
         savings: which of the exact savings to make (named in ``sparsify.passes.SAVINGS``): all, none, or those with these names. They
             change results by rounding alone.
+        passes: passes of your own, objects or text such as ``"my-pass{blocks=2-5}"``. They run behind those of the policy and
+            before the savings; with ``Policy.dense()`` they are the first. If they change nothing, RewriteError says why.
 
     Returns:
         A module called like ``model``, with :meth:`~sparsify.runtime.SparseModel.report` and ``graph_module``.
@@ -56,21 +61,47 @@ def sparsify(
 
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; sparsify takes a torch.nn.Module, such as pipe.transformer.")
-    _check_policy(policy)
+    whole, given = _pipelines(policy, passes)
+    if whole is None:
+        _check_policy(policy)
     if any(isinstance(module, SparseModel) for module in model.modules()):
         raise RewriteError(f"{type(model).__name__} is sparsified already; call sparsify on the original model.")
     if grid is not None and not isinstance(grid, Sequence):
         raise GridError(f"grid is {grid!r}; it must be one to three integers, such as (32, 32).")
     if verify not in ("standard", "full"):
         raise InputError(f"verify is {verify!r}; it must be 'standard' or 'full'.")
-    sparse = SparseModel(model, Request(policy, None if grid is None else tuple(grid), timestep, verify, _names(savings)))
+    sides = None if grid is None else tuple(grid)
+    if whole is not None:
+        request = Request(Policy.dense(), sides, timestep, verify, passes=whole.passes, alone=True)
+    else:
+        request = Request(cast(Any, policy), sides, timestep, verify, saving_names(savings), given.passes)
+    sparse = SparseModel(model, request)
     if example_inputs is not None:
         args, kwargs = split_inputs(example_inputs)
         sparse.capture(args, kwargs)
     return sparse
 
 
-def _names(savings: Any) -> tuple[str, ...]:
+def _pipelines(policy: Any, passes: Any) -> tuple[Pipeline | None, Pipeline]:
+    """The whole pipeline if that is what ``policy`` is, and the passes that are given besides a policy."""
+    from .passes.pipeline import Pipeline  # loads what traces
+
+    given = Pipeline.of(passes)
+    if not isinstance(policy, Pipeline):
+        return None, given
+    if given.passes:
+        raise InputError("passes= adds to the pipeline of a Policy; a Pipeline is run as it is: put them into it.")
+    if not policy.passes:
+        raise PolicyError("the pipeline is empty; to rewrite nothing use Policy.dense().")
+    return policy, given
+
+
+def saving_names(savings: Any) -> tuple[str, ...]:
+    """The names of the exact savings that ``savings`` asks for.
+
+    Raises:
+        InputError: it asks for something else.
+    """
     from .passes.pipeline import SAVING_NAMES as known  # loads what traces
 
     if isinstance(savings, bool):

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import sympy
-import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .calls import CallSpec, OutputSpec
 from .density import Density, Grid
+from .layers import RESTORE, Layer
 from .plan import chains_of
 from .shapes import Size
 
@@ -89,14 +89,14 @@ class Skip:
     reason: str
 
 
-@dataclass
-class Restore:
-    """The two new linear layers at the end of a sparse-dense module, by name, with their width."""
+@dataclass(frozen=True)
+class PassRun:
+    """One run of a pass: its text, how many places it rewrote, and how long it and the verifier took, in seconds."""
 
-    name: str
-    width: int
-    dtype: torch.dtype
-    device: torch.device
+    text: str
+    places: int
+    seconds: float
+    verify_seconds: float
 
 
 @dataclass
@@ -118,11 +118,12 @@ class Program:
         grid_reader: how the grid is read off the inputs at run time, where the sizes do not tell.
         timestep: the placeholder that carries the timestep, if one was found.
         density: the schedule behind the density node, once there is one.
-        restores: the new layers that passes ask for.
+        layers: the new parameters that passes ask for.
         prompts: by the name of the node that calls it, a graph whose results are the same for a whole sampling run.
         savings: what each exact saving gave.
         tied: of tensors that the model has under several names, each further name and the first.
         skips: what passes left alone.
+        runs: the passes that ran, in order.
         in_place: for a model that runs in place, how each block is called.
         outputs: how each block then nests its outputs.
         given: what each block is given by the model's own code, placeholders or results of other blocks.
@@ -151,11 +152,12 @@ class Program:
     grid_reader: Any = None
     timestep: str | None = None
     density: Density | None = None
-    restores: list[Restore] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
     prompts: dict[str, fx.Graph] = field(default_factory=dict)
     savings: list[Saving] = field(default_factory=list, repr=False)
     tied: dict[str, str] = field(default_factory=dict, repr=False)
     skips: list[Skip] = field(default_factory=list)
+    runs: list[PassRun] = field(default_factory=list, repr=False)
     in_place: dict[str, CallSpec] = field(default_factory=dict, repr=False)
     outputs: dict[str, OutputSpec] = field(default_factory=dict, repr=False)
     given: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
@@ -174,6 +176,11 @@ class Program:
         """The trunk's nodes in execution order."""
         by_path = {node.target: node for node in self.all_block_nodes}
         return [by_path[path] for path in self.paths]
+
+    @property
+    def restores(self) -> list[Layer]:
+        """The new layers at the ends of sparse-dense modules, bottom to top."""
+        return [layer for layer in self.layers if layer.name.startswith(f"{RESTORE}.")]
 
     def owner(self, name: str) -> str:
         """The first of the names under which the model has the tensor of this name."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # rich is loaded when a report is printed
     from rich.console import RenderableType
     from rich.table import Table
 
+    from .program import PassRun
     from .savings import Saving
 
 
@@ -76,6 +77,7 @@ class Report:
     savings: tuple[Saving, ...] = ()
     gflops_once: float = 0.0
     pass_seconds: dict[str, float] = field(default_factory=dict)
+    passes: tuple[PassRun, ...] = ()
 
     def to_json(self) -> str:
         """The whole report as JSON."""
@@ -101,9 +103,17 @@ class Report:
             f"chains: {' -> '.join(f'{name} x{count}' for name, count in self.chains.items())}",
             f"captured as {_escaped(self.way)}",
             f"policy: {_escaped(self.policy)}",
+            *([f"places rewritten: {_escaped(self._passes_text())}"] if self.passes else []),
             f"[bold]{self.gflops_dense:.2f} -> {self.gflops:.2f} GFLOPs[/] ({share:.1%} of dense, mean over the schedule), "
             f"{self.parameters_added / 1e6:.2f} M parameters added to {self.parameters / 1e6:.2f} M",
         ]
+
+    def _passes_text(self) -> str:
+        places: dict[str, int] = {}
+        for run in self.passes:
+            name = run.text.partition("{")[0]
+            places[name] = places.get(name, 0) + run.places
+        return ", ".join(f"{name} {count}" for name, count in places.items())
 
     def _density_table(self) -> Table:
         from rich.table import Table

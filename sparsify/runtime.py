@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx, nn
 
 from .calls import Leaf, split_inputs
@@ -16,16 +15,15 @@ from .errors import CaptureError, ConstantError, InputError, NotCapturedError, R
 from .full_check import check_fully
 from .grid_readers import GridModule
 from .in_place_run import InPlace
+from .layers import module_lists
 from .program import DENSITY, GRID, Program
 from .prompt import PromptModule
 from .report import Report
 from .stage import Request, Stage, build_stage
-from .tree import kind_of, mirror, outer_module, restore_layers, share_tensors
+from .tree import kind_of, mirror, outer_module, share_tensors
 
 if TYPE_CHECKING:
     from .calibration import Calibration
-
-RESTORE = "sparsify_restore"
 
 
 class SparseModel(Timed, nn.Module):
@@ -78,9 +76,8 @@ class SparseModel(Timed, nn.Module):
     def adopt(self, stage: Stage, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Take a finished first capture of a call with these arguments, and the model's parameters."""
         mirror(self._source[0], self, [str(node.target) for node in stage.program.all_block_nodes])
-        if stage.program.restores:
-            with torch.inference_mode(False):  # the first call may be in that mode, and parameters must train later
-                self.register_module(RESTORE, restore_layers(stage.program))
+        for name, layers in module_lists(stage.program.layers).items():
+            self.register_module(name, layers)
         self._admit(stage, args, kwargs)
 
     def _admit(self, stage: Stage, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -199,8 +196,8 @@ class SparseModel(Timed, nn.Module):
         inputs = stage.program.call.flatten(args, kwargs)
         if not stage.accepts(inputs, self._mode, kind):
             raise CaptureError(f"the graph captured for these inputs does not hold for them: {stage.guards.violation(inputs)}.")
-        if len(stage.program.restores) != len(self._stages[0].program.restores):
-            raise RewriteError("this call would need other restore layers than the model was made with.")
+        if _shapes(stage.program) != _shapes(self._stages[0].program):
+            raise RewriteError("this call would need other new layers than the model was made with.")
         self._admit(stage, args, kwargs)
         return stage, inputs
 
@@ -287,3 +284,8 @@ class SparseModel(Timed, nn.Module):
     def __repr__(self) -> str:
         state = "captured at its first call" if self._active is None else f"{len(self._stages)} capture(s)"
         return f"SparseModel({type(self._source[0]).__name__}, {self._request.policy}, {state})"
+
+
+def _shapes(program: Program) -> dict[str, object]:
+    """Of the new layers; dtype and device may be others by now."""
+    return {layer.name: layer.shapes for layer in program.layers}

@@ -27,6 +27,9 @@ def binding(body: Body, call: fx.Node) -> dict[sympy.Basic, sympy.Basic]:
     for inner, outer in _pairs(body, call):
         if isinstance(inner, sympy.Symbol):
             bound.setdefault(inner, sympy.sympify(outer))
+        elif isinstance(inner, sympy.Mul) and len(inner.args) == 2 and inner.args[0].is_number and inner.args[1].is_symbol:
+            number, symbol = inner.args  # a side that is known to be a multiple of a number
+            bound.setdefault(symbol, sympy.sympify(outer) / number)
     return bound
 
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,10 +19,12 @@ from .accounting import Costs, make_report
 from .analysis import analyse
 from .calls import CallSpec, Leaf
 from .capture import capture
+from .dump import dump_from_environment
 from .errors import CaptureError, RewriteError, SparsifyError
 from .guards import Guards
 from .in_place import capture_in_place
-from .passes import InsertDensity, Pipeline, PoolAttention, SparseDense, pipeline_of
+from .passes import InsertDensity, Pass, Pipeline, PoolAttention, SparseDense, pipeline_of
+from .passes.pipeline import Observer
 from .plan import Plan, Policies
 from .program import Program, Skip
 from .report import Report
@@ -34,13 +36,26 @@ log = logging.getLogger("sparsify")
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller of ``sparsify`` asked for."""
+    """What the caller of ``sparsify`` asked for.
+
+    Attributes:
+        passes: the caller's own, behind those of the policy.
+        alone: whether these are the whole pipeline, without savings and cleanup.
+        observer: is shown the program after each stage.
+        verify_each: whether the verifier runs after each pass, or once.
+        may_change_nothing: whether an unchanged model is no error.
+    """
 
     policy: Policies
     grid: tuple[int, ...] | None = None
     timestep: str | None = None
     verify: Literal["standard", "full"] = "standard"
     savings: tuple[str, ...] = ()
+    passes: tuple[Pass, ...] = ()
+    alone: bool = False
+    observer: Observer | None = None
+    verify_each: bool = True
+    may_change_nothing: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +94,26 @@ class Stage:
         return self.guards.violation(inputs) is None
 
 
+@dataclass(frozen=True)
+class Analysed:
+    """A captured call before its passes.
+
+    Attributes:
+        program: with its grid, trunk and timestep found.
+        inputs: the call's flat inputs.
+        values: what the program's placeholders were in this call.
+        pools: whether the policy that it was analysed for pools anything.
+        observer: who is shown the program at each stage.
+    """
+
+    program: Program
+    guards: Guards
+    inputs: Sequence[Leaf]
+    values: Sequence[Leaf]
+    pools: bool
+    observer: Observer | None = None
+
+
 def build_stage(
     model: nn.Module, request: Request, args: Sequence[Any], kwargs: dict[str, Any], mode: bool | None, kind: object
 ) -> Stage:
@@ -87,31 +122,92 @@ def build_stage(
     Raises:
         SparsifyError: see the subclasses; the model is as it was.
     """
-    # A flop counter or the like around the call must not see the capture.
+    with apart(args, kwargs):
+        return finished(model, analysed(model, request, args, kwargs), request, mode, kind)
+
+
+@contextlib.contextmanager
+def apart(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
+    """For work on the graphs of a call: a flop counter or the like around the call must not see it."""
     with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), _no_autocast(_device_type(args, kwargs)):
-        program, inputs, values = _captured(model, args, kwargs)
-        guards = Guards(program)
-        program.values = SideValues(program, model, values)
-        program.tied = tied_names(model)
-        program.trials = {} if request.verify == "full" else None
-        pools = analyse(program, request.policy, request.grid, request.timestep, model, inputs)
-        plan = Plan.of(request.policy, program.paths)
-        dense = Costs.of(program)
-        pipeline = pipeline_of(plan, request.savings)
-        if plan.rewrites and not pools:
-            pipeline = _without_modules(pipeline, program)
-        rewritten = pipeline.run(program)
-        program.values = None  # the example call is not kept
-    if plan.rewrites and pools and not rewritten:
-        reasons = "\n  ".join(f"{skip.pass_name} at {skip.where}: {skip.reason}" for skip in program.skips)
-        raise RewriteError(f"the policy changed nothing, every rewrite was refused:\n  {reasons}")
+        yield
+
+
+def analysed(model: nn.Module, request: Request, args: Sequence[Any], kwargs: dict[str, Any]) -> Analysed:
+    """Capture ``model`` as called and find out what passes need to know; within :func:`apart`."""
+    observer = _observer(model, request)
+    program, inputs, values = _captured(model, args, kwargs)
+    if observer is not None:
+        observer("captured", program)
+    guards = Guards(program)
+    program.values = SideValues(program, model, values)
+    program.tied = tied_names(model)
+    program.trials = {} if request.verify == "full" else None
+    density = next((each.schedule for each in request.passes if isinstance(each, InsertDensity)), None)
+    pools = analyse(program, request.policy, request.grid, request.timestep, model, inputs, density, bool(request.passes))
+    if observer is not None:
+        observer("analysed", program)
+    return Analysed(program, guards, inputs, values, pools, observer)
+
+
+def finished(model: nn.Module, found: Analysed, request: Request, mode: bool | None, kind: object) -> Stage:
+    """Rewrite an analysed program, which is used up; within :func:`apart`."""
+    program, guards, inputs, pools = found.program, found.guards, found.inputs, found.pools
+    plan = Plan.of(request.policy, program.paths)
+    dense = Costs.of(program)
+    pipeline = Pipeline(request.passes) if request.alone else pipeline_of(plan, request.savings, request.passes)
+    if plan.rewrites and not pools:
+        pipeline = _without_modules(pipeline, program, request.passes)
+    rewritten = pipeline.run(program, found.observer, request.verify_each)
+    if found.observer is not None:
+        found.observer("sparse", program)
+    program.values = None  # the example call is not kept
+    if not request.may_change_nothing:
+        if plan.rewrites and pools and not rewritten:
+            raise RewriteError(f"the policy changed nothing, every rewrite was refused:{_reasons(program.skips)}")
+        _check_given(pipeline, program, request.passes)
     parameters = sum(p.numel() for p in model.parameters())
     report = make_report(type(model).__name__, program, dense, plan, str(pipeline), pipeline.timings, parameters)
     log.info("captured %s: %.2f -> %.2f GFLOPs", report.model, report.gflops_dense, report.gflops)
-    sizes = None if pools or not plan.rewrites else _sizes(inputs)
+    of_one_size = (plan.rewrites and not pools) or any(each.per_resolution for each in pipeline)
+    sizes = _sizes(inputs) if of_one_size else None
     if program.in_place:  # what the model's own code does with other sizes is not known
         sizes = tuple(tuple(x.shape) if isinstance(x, torch.Tensor) else x for x in inputs)
     return Stage(program, plan, guards, report, mode, kind, tuple(inputs), sizes)
+
+
+def _observer(model: nn.Module, request: Request) -> Observer | None:
+    """Who is shown the stages of a capture: the caller's, the dump of the environment, both, or nobody."""
+    dump = dump_from_environment(type(model).__name__)
+    if request.observer is None or dump is None:
+        return request.observer or dump
+    each = (request.observer, dump)
+
+    def show(stage: str, program: Program) -> None:
+        for observer in each:
+            observer(stage, program)
+
+    return show
+
+
+def _check_given(pipeline: Pipeline, program: Program, given: Sequence[Pass]) -> None:
+    """Whether the passes that were given changed anything; those that only prepare count if there are no others.
+
+    Raises:
+        RewriteError: they did not.
+    """
+    runs = [(each, run) for each, run in zip(pipeline, program.runs, strict=False) if any(each is one for one in given)]
+    deciding = [(each, run) for each, run in runs if not each.prepares] or runs
+    if runs and not any(run.places for _, run in deciding):
+        names = dict.fromkeys(each.name for each, _ in deciding)
+        skips = [skip for skip in program.skips if skip.pass_name in names]
+        silent = names.keys() - {skip.pass_name for skip in skips}
+        skips += [Skip(name, "the whole model", "there is no place for it") for name in names if name in silent]
+        raise RewriteError(f"{', '.join(names)} changed nothing:{_reasons(skips)}")
+
+
+def _reasons(skips: Sequence[Skip]) -> str:
+    return "".join(f"\n  {skip.pass_name} at {skip.where}: {skip.reason}" for skip in skips)
 
 
 def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Program, list[Leaf], list[Leaf]]:
@@ -151,14 +247,17 @@ def _no_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def _without_modules(pipeline: Pipeline, program: Program) -> Pipeline:
-    """What is left of a pipeline when the pooled grid is the full grid: no module has anything to pool."""
+def _without_modules(pipeline: Pipeline, program: Program, given: Sequence[Pass]) -> Pipeline:
+    """What is left of a pipeline when the pooled grid is the full grid: no module of the policy has anything to pool."""
     reason = f"the pooled grid is the full {program.grid_hint} grid, so there is nothing to pool"
     warnings.warn(f"{reason}: the policy's sparse-dense modules stay dense blocks.", stacklevel=2)
-    modules = [p for p in pipeline if isinstance(p, SparseDense)]
+    own = [p for p in pipeline if not any(p is one for one in given)]
+    modules = [p for p in own if isinstance(p, SparseDense)]
     program.skips += [Skip(p.name, f"blocks {p.blocks}", reason) for p in modules]
-    pools_attention = any(isinstance(p, PoolAttention) for p in pipeline)
-    return Pipeline(tuple(p for p in pipeline if pools_attention and not isinstance(p, (SparseDense, InsertDensity))))
+    if not given and not any(isinstance(p, PoolAttention) for p in own):
+        return Pipeline(())
+    dropped = [p for p in own if isinstance(p, (SparseDense, InsertDensity))]
+    return Pipeline(tuple(p for p in pipeline if not any(p is one for one in dropped)))
 
 
 def _sizes(inputs: Sequence[Leaf]) -> tuple[object, ...]:

@@ -79,21 +79,6 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return tied
 
 
-def restore_layers(program: Program) -> nn.ModuleList:
-    """``W1 = 0``, ``W2 = I``, biases 0: at first a module hands on the dense tokens from before it (paper, 3.2)."""
-    layers = nn.ModuleList()
-    for restore in program.restores:
-        options = {"dtype": restore.dtype, "device": restore.device}
-        # Without torch's random start, so that sparsifying leaves the caller's random numbers as they were.
-        sparse, dense = (nn.utils.skip_init(nn.Linear, restore.width, restore.width, **options) for _ in range(2))
-        with torch.no_grad():
-            for parameter in (*sparse.parameters(), *dense.parameters()):
-                parameter.zero_()
-            dense.weight.fill_diagonal_(1)
-        layers.append(nn.ModuleDict({"sparse": sparse, "dense": dense}))
-    return layers
-
-
 def outer_module(program: Program, root: nn.Module, graph: fx.Graph | None = None) -> fx.GraphModule:
     """The outer graph, or another in its place, as a module that shares ``root``'s registries: moves and loads reach it."""
     outer = fx.GraphModule(nn.Module(), fx.Graph())  # empty at first: it would copy what the graph names

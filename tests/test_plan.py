@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-import sparsify.passes.sparse_dense as sparse_dense
+import sparsify.passes.separate as separate
 from sparsify import SDTM, Density, Policy, PolicyError, VerificationError, sparsify
 
 from .helpers import POLICY, inputs, plain
@@ -101,7 +101,7 @@ def test_full_check_finds_a_block_whose_queries_alone_give_another_result(monkey
     model = plain()
     for block in model.blocks:
         block.__class__ = Summing
-    monkeypatch.setattr(sparse_dense, "refusal_to_split", lambda *args: None)  # the check that would refuse it
+    monkeypatch.setattr(separate, "refusal_to_split", lambda *args: None)  # the check that would refuse it
     sparsify(model, POLICY, inputs())  # the graphs are legal: nothing else notices
     with pytest.raises(VerificationError, match=r"blocks\.1, on its own weights and inputs: something besides attention"):
         sparsify(model, POLICY, inputs(), verify="full")
@@ -140,7 +140,7 @@ def test_a_failed_check_of_a_later_capture_leaves_the_model_usable(monkeypatch: 
     sparse = sparsify(model, POLICY, inputs(), verify="full")
     fixed = inputs()
     want = sparse(*fixed)
-    monkeypatch.setattr(sparse_dense, "refusal_to_split", lambda *args: None)
+    monkeypatch.setattr(separate, "refusal_to_split", lambda *args: None)
     for block in model.blocks:
         block.__class__ = Summing
     with pytest.raises(VerificationError):

@@ -1,1 +1,1 @@
-"""The command line: ``sparsify inspect | report | bench | demo``."""
+"""The command line: ``sparsify inspect | report | bench | search | train | opt | diff | lower | demo``."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SparsifyError
-from . import commands, lowering, training
+from . import commands, diff, lowering, opt, training
 from .words import a_batch, a_count, a_grid, some_grids, some_savings
 
 _EXAMPLES = """examples:
@@ -26,6 +26,8 @@ _EXAMPLES = """examples:
       one file that runs without the model's code; sparsify lower --help has more
   sparsify train my_package.my_model:make --policy auto --steps 2000 --out out/run
       train it, on one device or many; sparsify train --help has more
+  sparsify opt sparsify.models:dit --passes "pool-attention{blocks=0-1},cleanup" --print-after-all
+      run single passes and look at what they do; sparsify opt --help and sparsify diff --help have more
   sparsify demo
       all of it on a real-size DiT-XL/2
 """
@@ -90,6 +92,17 @@ def _parser() -> argparse.ArgumentParser:
     training.add_arguments(train)
     train.set_defaults(run=training.train_model)
 
+    passes = sub.add_parser(
+        "opt", help="run passes on a captured model and print the program", epilog=opt.EXAMPLES, formatter_class=form
+    )
+    _model_arguments(passes, device="meta", policy=False)
+    opt.add_arguments(passes)
+    passes.set_defaults(run=opt.opt)
+
+    stages = sub.add_parser("diff", help="compare two dumped stages", epilog=diff.EXAMPLES, formatter_class=form)
+    diff.add_arguments(stages)
+    stages.set_defaults(run=diff.diff)
+
     demo = sub.add_parser("demo", help="a real-size DiT-XL/2 at 512x512, end to end", epilog=_EXAMPLES, formatter_class=form)
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture (default out)")
     demo.add_argument(
@@ -112,7 +125,7 @@ def _lowering_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--available", action="store_true", help="only say which targets work here")
 
 
-def _model_arguments(parser: argparse.ArgumentParser, device: str) -> None:
+def _model_arguments(parser: argparse.ArgumentParser, device: str, policy: bool = True) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -125,10 +138,11 @@ def _model_arguments(parser: argparse.ArgumentParser, device: str) -> None:
     parser.add_argument(
         "--inputs", metavar="JSON", help='inputs by name, as shapes or {"shape": [1], "dtype": "int64", "fill": 500}'
     )
-    parser.add_argument("--policy", default="auto", help="auto, dense, paper:DiT-XL/2@512, a JSON file, or JSON (default auto)")
-    parser.add_argument(
-        "--savings", type=some_savings, default=True, metavar="NAMES", help="exact savings: all, none, or names (default all)"
-    )
+    if policy:
+        choices = "auto, dense, paper:DiT-XL/2@512, a JSON file, or JSON (default auto)"
+        parser.add_argument("--policy", default="auto", help=choices)
+        names = "exact savings: all, none, or names (default all)"
+        parser.add_argument("--savings", type=some_savings, default=True, metavar="NAMES", help=names)
     parser.add_argument("--grid", metavar="HxW", type=a_grid, help="the token grid, where it cannot be read off the graph")
     parser.add_argument("--timestep", metavar="NAME", help="the input that carries the timestep, where it cannot be told")
     parser.add_argument("--device", default=device, help=f"where to build the model (default {device})")
