@@ -96,8 +96,12 @@ class Pass(ABC):
         """
 
     def describe(self, place: Any) -> str:
-        """A place in words, for the report."""
-        return str(place)
+        """A place in words, for the report: blocks by their paths, other nodes by their names."""
+        nodes = list(place) if isinstance(place, (list, tuple)) else [place]
+        names = [str(node.target) if "body" in node.meta else node.name for node in nodes if isinstance(node, fx.Node)]
+        if not names or len(names) < len(nodes):
+            return str(place)
+        return names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]}"
 
     def explain(self, program: Program) -> str | None:
         """Why there is no place at all, such as the nearest miss; None if that is nothing to speak of."""

@@ -48,9 +48,6 @@ class PoolAttention(Pass):
         place.meta["body"] = name
         self.mark(place, place)
 
-    def describe(self, place: fx.Node) -> str:
-        return str(place.target)
-
     def _pooled(self, body: Body) -> Body:
         for attention in self_attentions(body):
             with body.graph.inserting_before(attention.node):

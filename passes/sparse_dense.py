@@ -42,9 +42,6 @@ class SparseDense(Pass):
     def match(self, program: Program) -> Iterable[list[fx.Node]]:
         return [self.blocks.of(program)]
 
-    def describe(self, place: list[fx.Node]) -> str:
-        return f"{place[0].target} .. {place[-1].target}"
-
     def check(self, program: Program, place: list[fx.Node]) -> str | None:
         if program.density_node is None:
             return "there is no density node; run the density pass first"

@@ -39,7 +39,7 @@ def draw(rows: Sequence[Row], names: tuple[str, str]) -> str:
     width = 2 * (_MARGIN + _WIDTH) + _GAP
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'font-family="ui-monospace, monospace" font-size="12">',
+        f'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         *_legend(width),
     ]
@@ -118,5 +118,6 @@ def _left(side: int) -> int:
 
 
 def _short(line: Line) -> str:
-    text = f"{line.name}: {line.type} = {line.call}" if not line.is_block else f"{line.name} = {line.call}"
+    body, _, path = line.call.partition("(")[0].partition(" @ ")
+    text = f"{path} runs {body}: {line.type}" if line.is_block else f"{line.name} = {line.call}"
     return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}\u2026"

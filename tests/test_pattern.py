@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from sparsify import Policy, PolicyError, RewriteError, sparsify
 from sparsify.passes import FuseAttention, NodePattern, Pattern, PatternPass, explain, find
+from sparsify.program import Program
 from sparsify.shapes import shape_of
 from sparsify.text import graph_text
 
@@ -26,6 +28,12 @@ def attention(q: Any, k: Any, v: Any) -> Any:
 
 def graph_of(function: Any) -> fx.Graph:
     return Pattern(function).graph
+
+
+@functools.cache
+def captured(style: str) -> Program:
+    """Not to be changed: several tests look at it."""
+    return analysed(plain(style=style))
 
 
 # --- traced functions ----------------------------------------------------------------------------------------------------
@@ -69,7 +77,7 @@ def test_a_function_that_is_no_pattern_is_refused(function: Any, message: str) -
 
 
 def test_hand_written_attention_is_found_with_its_operands() -> None:
-    program = analysed(plain(style="manual"))
+    program = captured("manual")
     (place,) = find(program, Pattern(attention))
     assert place.where == "block0"
     match = place.found
@@ -145,7 +153,7 @@ def test_a_value_that_should_be_the_same_twice() -> None:
 
 
 def test_in_a_program_the_miss_names_the_graph() -> None:
-    program = analysed(plain(style="manual-after"))
+    program = captured("manual-after")
     text = explain(program, Pattern(attention))
     assert text is not None and text.endswith(", in block0")
     assert "aten.softmax.int expected as operand 0 (self)" in text and "found aten.to.dtype" in text
@@ -155,7 +163,7 @@ def test_in_a_program_the_miss_names_the_graph() -> None:
 
 
 def test_nodes_by_conditions_and_their_nearest_miss() -> None:
-    program = analysed(plain())
+    program = captured("fused")
     wide = NodePattern(
         is_linear=lambda node: node.target == aten.linear.default,
         is_wide=lambda node: shape_of(node)[-1] >= 128,
@@ -246,7 +254,7 @@ def test_a_replacement_of_another_kind_is_refused_and_leaves_the_graph_as_it_was
         def replacement(self, x: torch.Tensor) -> torch.Tensor:
             return x.sum(-1)
 
-    program = analysed(plain())
+    program = captured("fused")
     before = graph_text(program.bodies["block0"].graph)
     assert Wrong().run(program) == 0
     assert "not what gelu does" in program.skips[-1].reason
