@@ -99,7 +99,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "was trained with another policy: its passes are .*table.*, those of this model .*paper",
     ),
     ({"depth": 5}, "it lacks blocks.4.attn.qkv.weight"),
-    ({"learned": False}, r"head.weight is float32 \(8, 16\) there and float32 \(4, 16\) here"),
+    ({"learned": False}, r"head.weight is float32 \(8, 24\) there and float32 \(4, 24\) here"),
     ({"learning_rate": 5e-3}, r"learning_rate is 0.005, but .*step-00000002 was trained with 0.001"),
     ({"batch_size": 6}, "batch_size is 6, but .* was trained with 4"),
     ({"data": images(11)}, "the data are 11 x 1x8x8 .* was trained on 12 x 1x8x8"),

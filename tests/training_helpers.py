@@ -23,8 +23,8 @@ class Tiny(PlainDiT):
     """Four blocks on a grid of 4x4 tokens; noise, and variance where it is ``learned``."""
 
     def __init__(self, learned: bool = True, depth: int = 4, **options: Any) -> None:
-        super().__init__(depth, 16, 2, (8, 8), 2, 1, CLASSES, **options)
-        self.head = nn.Linear(16, 4 * (2 if learned else 1))
+        super().__init__(depth, 24, 2, (8, 8), 2, 1, CLASSES, **options)
+        self.head = nn.Linear(24, 4 * (2 if learned else 1))
 
 
 def tiny(seed: int = 0, **options: Any) -> Tiny:

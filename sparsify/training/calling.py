@@ -76,7 +76,8 @@ class Caller:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments for noised images (rows, C, ...), timesteps (rows,) and labels (rows,)."""
         inputs = dict(self._inputs)
-        inputs[self.roles.images] = images
+        example = self._inputs[self.roles.images]
+        inputs[self.roles.images] = images.to(example.dtype) if isinstance(example, torch.Tensor) else images
         inputs[self.roles.timestep] = _as(self._inputs[self.roles.timestep], timesteps)
         if labels is not None and self.roles.labels is not None:
             inputs[self.roles.labels] = _as(self._inputs[self.roles.labels], labels)
@@ -119,7 +120,11 @@ def example_for(model: nn.Module, images: Images, example_inputs: Any, rows: int
             f"the data are images of {'x'.join(map(str, images.shape))}, but no input of {type(model).__name__} is: per row, its "
             f"inputs are {shapes}. Give data of the model's size, or example_inputs of the data's."
         )
-    count = tensors[found[0]].shape[0]
+    return with_rows(example, tensors[found[0]].shape[0], rows, device)
+
+
+def with_rows(example: Any, count: int, rows: int, device: torch.device) -> Any:
+    """Example inputs of ``count`` rows with ``rows`` of them, all like the first; see :func:`example_for`."""
 
     def expanded(x: Any) -> Any:
         if not isinstance(x, torch.Tensor):

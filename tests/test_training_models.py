@@ -1,0 +1,131 @@
+"""Models of several kinds train: their inputs are told apart, whatever their names, nesting and way of capture."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsify import InputError, Policy, sparsify
+from sparsify.errors import TrainingError
+from sparsify.training.calling import Roles, example_for, guessed, prediction
+from sparsify.training.labels import known_labels
+from sparsify.training.parallel import read_outside, shard
+
+from .training_helpers import CLASSES, POLICY, Tiny, assert_same, curve, images, run, sparse_tiny, tiny
+
+CPU = torch.device("cpu")
+
+
+class Looking(Tiny):
+    """Looks at values, so that no graph of the whole model holds, and its blocks run in place."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if float(x.mean()) > 100:
+            x = x * 2
+        return super().forward(x, t, y)
+
+
+def looking() -> Looking:
+    model = Looking()
+    model.load_state_dict(tiny().state_dict())
+    return model
+
+
+def test_models_that_run_in_place_train_like_others(tmp_path: Path) -> None:
+    sparse = sparsify(looking().train(), POLICY, (torch.zeros(4, 1, 8, 8), torch.full((4,), 500), torch.zeros(4).long()))
+    assert sparse.program.in_place
+    run(tmp_path / "in place", 4, None, sparse, gradient_checkpointing=True)
+    run(tmp_path / "graph", 4)
+    torch.testing.assert_close(
+        torch.tensor(curve(tmp_path / "in place")), torch.tensor(curve(tmp_path / "graph")), rtol=1e-4, atol=1e-6
+    )
+    with pytest.raises(TrainingError, match="parallel is 'fsdp2', but this model runs in place"):
+        shard(sparse, sparse.program, CPU)
+
+
+def test_models_of_diffusers_train_and_their_own_random_numbers_repeat(tmp_path: Path) -> None:
+    """They return objects, take names of their own, and drop labels in training mode."""
+    from diffusers import DiTTransformer2DModel
+
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 4,
+        "sample_size": 8,
+        "num_embeds_ada_norm": CLASSES,
+    }
+    model = DiTTransformer2DModel(in_channels=1, out_channels=2, **sizes).train()
+    sparse = sparsify(model, POLICY, example_for(model, images(), None, 4, CPU))
+    for name, steps in (("once", (2,)), ("twice", (1, 2))):
+        for until in steps:
+            run(tmp_path / name, until, None, copy.deepcopy(sparse), label_dropout=0.0, save_every=1)
+    assert_same(tmp_path / "once", tmp_path / "twice")
+
+
+def test_weights_in_other_dtypes_train(tmp_path: Path) -> None:
+    result = run(tmp_path, 1, Policy.dense(), tiny().double(), example_inputs=(torch.zeros(1, 1, 8, 8).double(), *ids()))
+    assert result.model.state_dict()["head.weight"].dtype == torch.float64
+
+
+def ids() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(500), torch.zeros(1).long()
+
+
+def test_example_inputs_get_the_rows_of_the_batch() -> None:
+    given = {
+        "x": torch.zeros(2, 1, 8, 8),
+        "t": torch.tensor(7),
+        "deep": {"text": torch.ones(2, 5), "table": torch.ones(9), "n": 3},
+    }
+    found = example_for(tiny(), images(), given, 6, CPU)
+    assert found["x"].shape == (6, 1, 8, 8) and found["t"].tolist() == [7] * 6
+    assert found["deep"]["text"].shape == (6, 5) and found["deep"]["table"].shape == (9,) and found["deep"]["n"] == 3
+
+
+def test_inputs_are_guessed_from_usual_names_alone() -> None:
+    assert {name: tuple(x.shape) for name, x in guessed(tiny(), images()).items()} == {"x": (1, 1, 8, 8), "t": (1,), "y": (1,)}
+    with pytest.raises(InputError, match="forward takes 'input', and what that is cannot be told"):
+        guessed(torch.nn.Linear(1, 1), images())
+
+
+def test_roles_are_found_or_asked_for() -> None:
+    program = sparse_tiny().program
+    call = [torch.zeros(4, 1, 8, 8), torch.zeros(4).long(), torch.zeros(4).long()]
+    assert Roles.of(program, call, (1, 8, 8), {}) == Roles("x", "t", "y")
+    assert Roles.of(program, call, (1, 8, 8), {"timestep": "y", "labels": "t"}) == Roles("x", "y", "t")
+    with pytest.raises(
+        InputError, match=r"which input takes the images is not clear: none could. Pass inputs=\{'images': name\}"
+    ):
+        Roles.of(program, call, (1, 9, 9), {})
+    assert known_labels(program, "y") == 4 and known_labels(program, "t") is None
+
+
+def test_predictions_are_found_in_what_models_return() -> None:
+    class Output:
+        sample = torch.ones(2)
+
+    for output in (torch.ones(2), (torch.ones(2), 5), [Output()], Output()):
+        assert prediction(output).tolist() == [1, 1]
+    with pytest.raises(TrainingError, match="the model returns a dict"):
+        prediction({"sample": torch.ones(2)})
+
+
+def test_weights_that_are_read_outside_of_their_block_are_not_sharded() -> None:
+    class Shared(Tiny):
+        """All blocks have one modulation, which a saving takes out of them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            for block in self.blocks[1:]:
+                block.modulation = self.blocks[0].modulation
+
+    example = (torch.zeros(2, 1, 8, 8), torch.full((2,), 500), torch.zeros(2).long())
+    sparse = sparsify(Shared(), POLICY, example)
+    assert read_outside(sparse.program) and "modulation" in read_outside(sparse.program)[0]
+    with pytest.raises(
+        TrainingError, match=r"modulation.1.\w+ is read outside of its block; sparsify with savings that leave out"
+    ):
+        shard(sparse, sparse.program, CPU)
