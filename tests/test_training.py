@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,17 @@ def test_compiled_blocks_train_alike(tmp_path: Path, shapes: str) -> None:
     want = torch.tensor(curve(tmp_path / "eager"))
     for name in ("compiled", "both"):
         torch.testing.assert_close(torch.tensor(curve(tmp_path / name)), want, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_copy_made_while_blocks_are_compiled_has_weights_of_its_own() -> None:
+    sparse, call = sparse_tiny(), (torch.randn(4, 1, 8, 8), torch.full((4,), 500), torch.zeros(4).long())
+    with blocks_run(sparse, "dynamic"):
+        before = sparse(*call)
+        twin = copy.deepcopy(sparse)
+        torch.nn.init.zeros_(twin.get_parameter("blocks.3.mlp.2.weight"))
+        assert torch.equal(sparse(*call), before) and not torch.allclose(twin(*call), before)
+    torch.testing.assert_close(sparse(*call), before, rtol=1e-3, atol=1e-5)
 
 
 def test_tensorboard_gets_the_loss(tmp_path: Path) -> None:

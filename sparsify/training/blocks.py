@@ -70,14 +70,13 @@ class _Compiled:
         self._shapes: Shapes = shapes
         self._by_code: dict[Function, ForAllShapes | ForEachShape] = {}
         self._by_text: dict[Any, ForAllShapes | ForEachShape] = {}
-        self._bound: dict[tuple[Block, Function], Function] = {}
 
     def __call__(self, block: Block, *inputs: Any) -> Any:
-        code = block.sparsify_code
-        run = self._bound.get((block, code))
-        if run is None:
-            run = self._bound[block, code] = self._unit(block, code).bound(block, block.sparsify_body.name)
-        return run(*inputs)
+        # Bound at each call: kept functions would outlive copies of a model, and a copy would have those of the original.
+        return self._unit(block, block.sparsify_code).bound(block, block.sparsify_body.name)(*inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Compiled:
+        return self  # a copied model runs what is compiled already
 
     def _unit(self, block: Block, code: Function) -> ForAllShapes | ForEachShape:
         if code not in self._by_code:
