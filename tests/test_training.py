@@ -21,7 +21,7 @@ from sparsify.training.order import Order
 from sparsify.tree import Block
 
 from .helpers import sparse_plain
-from .training_helpers import POLICY, Tiny, config, contents, curve, images, run, sparse_tiny, tiny
+from .training_helpers import POLICY, Tiny, assert_same, config, contents, curve, images, run, sparse_tiny, tiny
 
 
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
@@ -200,6 +200,14 @@ def test_compiled_blocks_train_alike(tmp_path: Path, shapes: str) -> None:
     want = torch.tensor(curve(tmp_path / "eager"))
     for name in ("compiled", "both"):
         torch.testing.assert_close(torch.tensor(curve(tmp_path / name)), want, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_runs_in_half_precision_go_on_bit_for_bit(tmp_path: Path) -> None:
+    for name, steps in (("once", (4,)), ("twice", (2, 4))):
+        for until in steps:
+            run(tmp_path / name, until, compile=True, precision="bf16")
+    assert_same(tmp_path / "once", tmp_path / "twice")
 
 
 @pytest.mark.slow
