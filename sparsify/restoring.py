@@ -91,4 +91,5 @@ def _block_behind(program: Program, node: fx.Node) -> fx.Node:
 
 
 def _tokens_of(linear: fx.Node) -> fx.Node:
-    return linear.all_input_nodes[0]
+    tokens: fx.Node = linear.all_input_nodes[0]
+    return tokens

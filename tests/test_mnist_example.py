@@ -99,7 +99,7 @@ def test_all_stages_in_small_and_a_second_run_does_nothing_again(tmp_path: Path)
     small["policy"] = json.loads(Policy(1, (SDTM(1, 2, 1, 0),), 1).to_json())
     small["dense"] |= {"steps": 20, "batch_size": 16, "compile": False, "save_every": 10, "log_every": 5}
     small["finetune"] |= {"steps": 2}
-    small |= {"calibration": 128, "samples": 250, "seeds": [0]}
+    small |= {"calibration": 128, "samples": 40, "seeds": [0]}
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps(small))
     words = ["--settings", str(settings), "--out", str(tmp_path / "out")]
