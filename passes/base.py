@@ -172,13 +172,40 @@ class Pass(ABC):
 
 def copy_body(body: Body, name: str) -> Body:
     """A body with a graph of its own, so that rewriting it leaves blocks of other roles alone."""
-    graph = fx.Graph()
+    return dataclasses.replace(body, name=name, graph=_copy_graph(body.graph)[0])
+
+
+def copy_program(program: Program) -> Program:
+    """A program before its passes with graphs of its own, so that one capture can be rewritten in several ways.
+
+    Shapes and what the verifier knows of them are shared; the values of the example call are not taken along.
+    """
+    graph, copied = _copy_graph(program.graph)
+    return dataclasses.replace(
+        program,
+        graph=graph,
+        constants=dict(program.constants),
+        bodies={name: copy_body(body, name) for name, body in program.bodies.items()},
+        paths=list(program.paths),
+        given={path: fx.node.map_arg(given, copied.__getitem__) for path, given in program.given.items()},
+        layers=[],
+        prompts={},
+        savings=[],
+        skips=list(program.skips),
+        runs=list(program.runs),
+        probes={},
+        values=None,
+    )
+
+
+def _copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of a graph, and the copies of its nodes."""
+    made = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(body.graph, copied)
-    graph.output(output)
+    made.output(made.graph_copy(graph, copied))
     for node, twin in copied.items():
         twin.meta = dict(node.meta)
-    return dataclasses.replace(body, name=name, graph=graph)
+    return made, copied
 
 
 def replace_later_uses(node: fx.Node, by: fx.Node) -> None:

@@ -110,15 +110,23 @@ def _kept(graph: fx.Graph, inside: Dependencies) -> list[fx.Node]:
     return [n for n in frontier(graph, inside) if not _is_returned(n) and _is_worth_it(behind([n], inside))]
 
 
+def latent_inputs(program: Program) -> list[fx.Node]:
+    """The tensor inputs with the token grid that the trunk's tokens come from."""
+    tokens = set(_ancestors(program.tokens_in(program.block_nodes[0])))
+    sources = [node for node in _tensor_inputs(program) if node in tokens and node.meta["val"].is_floating_point()]
+    return [node for node in sources if Layouts(program).holds_grid(node)] or sources
+
+
 def _prompt_inputs(program: Program) -> set[fx.Node]:
-    """All tensor inputs besides the timestep and the latents: those with the token grid that the trunk's tokens come from."""
+    """All tensor inputs besides the timestep and the latents."""
     if not program.paths:
         return set()
-    tokens = set(_ancestors(program.tokens_in(program.block_nodes[0])))
-    inputs = [node for node in program.placeholders if isinstance(node.meta["val"], torch.Tensor)]
-    sources = [node for node in inputs if node in tokens and node.meta["val"].is_floating_point()]
-    latents = [node for node in sources if Layouts(program).holds_grid(node)] or sources
-    return {node for node in inputs if node not in latents and node.name != program.timestep}
+    latents = latent_inputs(program)
+    return {node for node in _tensor_inputs(program) if node not in latents and node.name != program.timestep}
+
+
+def _tensor_inputs(program: Program) -> list[fx.Node]:
+    return [node for node in program.placeholders if isinstance(node.meta["val"], torch.Tensor)]
 
 
 def _ancestors(node: fx.Node) -> Iterator[fx.Node]:

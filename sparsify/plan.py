@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from .density import Density
 from .errors import PolicyError
 from .policy import Policy, Role
 
-Policies = Policy | Mapping[str, Policy]
+Policies: TypeAlias = "Policy | Mapping[str, Policy] | Plan"
 
 
 class Part(NamedTuple):
@@ -30,7 +30,7 @@ class Plan:
 
     @classmethod
     def of(cls, policies: Policies, paths: Sequence[str]) -> Plan:
-        """The plan for a trunk of blocks with these paths.
+        """The plan for a trunk of blocks with these paths; a plan is taken as it is.
 
         A chain that a mapping does not name stays as it is.
 
@@ -38,6 +38,8 @@ class Plan:
             PolicyError: a policy does not fit, a chain does not exist or alternates with another one, or the chains ask
                 for different pooled grids.
         """
+        if isinstance(policies, Plan):
+            return policies
         if isinstance(policies, Policy):
             return cls((Part(policies.fitted(len(paths)), 0, len(paths)),), str(policies))
         chains = chains_of(paths)
@@ -92,6 +94,8 @@ def chains_of(paths: Sequence[str]) -> dict[str, list[str]]:
 
 def wants_grid(policies: Policies) -> bool:
     """Whether the token grid has to be known."""
+    if isinstance(policies, Plan):
+        return policies.pools
     each = [policies] if isinstance(policies, Policy) else list(policies.values())
     return any(policy.kind == "auto" or policy.sdtm for policy in each)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 
 from . import paper
 from .density import Density
 from .errors import PolicyError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 RoleName = Literal["pooling", "generate", "sparse", "recover", "dense"]
 
@@ -155,6 +158,17 @@ class Policy:
     def auto(cls, density: Density | None = None) -> Policy:
         """:meth:`fit`, applied to the trunk once it has been found."""
         return cls(kind="auto") if density is None else cls(kind="auto", density=density)
+
+    @classmethod
+    def search(cls, model: nn.Module, batches: Iterable[Any], budget: float = 0.45, **options: Any) -> Policy:
+        """The best measured policy within ``budget``, the share of the dense GFLOPs to spend; never worse than :meth:`fit`
+        on these batches.
+
+        The short form of :func:`sparsify.search.search`, which takes the same options and returns all that was measured.
+        """
+        from .search import search  # what measures loads what traces
+
+        return search(model, batches, budget, **options).policy
 
     def fitted(self, depth: int) -> Policy:
         """This policy for a trunk of ``depth`` blocks.

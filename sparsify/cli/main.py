@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SparsifyError
-from . import commands, diff, lowering, opt, training
-from .words import a_batch, a_count, a_grid, some_grids, some_savings
+from . import commands, diff, lowering, opt, searching, training
+from .words import a_batch, a_count, a_density, a_grid, a_share, some_grids, some_savings
 
 _EXAMPLES = """examples:
   sparsify inspect sparsify.models:dit
@@ -24,6 +24,8 @@ _EXAMPLES = """examples:
       dense against sparse, interleaved in one process
   sparsify lower sparsify.models:dit --policy paper:DiT-XL/2@512 --target aot_inductor --out dit.pt2
       one file that runs without the model's code; sparsify lower --help has more
+  sparsify search my_package.my_model:make_model --budget 0.45 --out policy.json
+      measure which blocks can do with fewer tokens, and choose a policy; sparsify search --help has more
   sparsify train my_package.my_model:make --policy auto --steps 2000 --out out/run
       train it, on one device or many; sparsify train --help has more
   sparsify opt sparsify.models:dit --passes "pool-attention{blocks=0-1},cleanup" --print-after-all
@@ -41,6 +43,19 @@ _LOWER_EXAMPLES = """examples:
       ONNX for onnxruntime or TensorRT, with an open number of tokens
   sparsify lower my_package.my_model:make_model --target onnx --shapes per_grid --grids 10x10,6x6 --out model.onnx
       your own model, one graph for each of two grids; the weights are stored once
+"""
+
+
+_SEARCH_EXAMPLES = """examples:
+  sparsify search my_package.my_model:make_model --budget 0.45 --out policy.json --picture search.png
+      your own model: make_model() returns it with trained weights, and a dict of the inputs of one call
+  sparsify search my_package.my_model:make_model --budget 0.3 --batches 16 --density 'paper(0.5..0.9/1.0)'
+      more batches, and timesteps from 0 to 1
+  sparsify report my_package.my_model:make_model --policy policy.json
+      what the policy that was found does to each block
+
+There is no data on the command line: batches are random latents at timesteps spread over the schedule, a stand-in. In
+Python, Policy.search(model, batches, budget=0.45) takes batches of noised data, on which errors tell more.
 """
 
 
@@ -103,6 +118,17 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_arguments(stages)
     stages.set_defaults(run=diff.diff)
 
+    search = sub.add_parser(
+        "search", help="choose a policy under a budget by measuring", epilog=_SEARCH_EXAMPLES, formatter_class=form
+    )
+    _model_arguments(search, device="cpu", policy=False)
+    _search_arguments(search)
+    search.set_defaults(run=searching.search)
+
+    train = sub.add_parser("train", help="train a model, dense or sparse", epilog=training.EXAMPLES, formatter_class=form)
+    training.add_arguments(train)
+    train.set_defaults(run=training.train_model)
+
     demo = sub.add_parser("demo", help="a real-size DiT-XL/2 at 512x512, end to end", epilog=_EXAMPLES, formatter_class=form)
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture (default out)")
     demo.add_argument(
@@ -123,6 +149,19 @@ def _lowering_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--opset", type=a_count, help="of ONNX")
     parser.add_argument("--no-check", action="store_true", help="do not compare the result with the eager model")
     parser.add_argument("--available", action="store_true", help="only say which targets work here")
+
+
+def _search_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", type=a_share, default=0.45, help="share of the dense GFLOPs to spend (default 0.45)")
+    parser.add_argument("--batches", type=a_count, default=8, metavar="N", help="calls to measure on (default 8)")
+    parser.add_argument("--candidates", type=a_count, default=12, help="policies to measure at the budget (default 12)")
+    parser.add_argument(
+        "--density", type=a_density, metavar="TEXT", help="shape of the schedule, such as paper(0.61..0.86) (the default)"
+    )
+    parser.add_argument("--no-calibrate", action="store_true", help="measure with restore layers as they start")
+    parser.add_argument("--seed", type=int, default=0, help="of the random latents (default 0)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the trade-off curve and the blocks")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the policy that was picked, as JSON")
 
 
 def _model_arguments(parser: argparse.ArgumentParser, device: str, policy: bool = True) -> None:

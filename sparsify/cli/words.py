@@ -6,6 +6,9 @@ import argparse
 
 from rich.console import Console
 
+from ..density import Density
+from ..errors import PolicyError
+
 
 def console(stderr: bool = False) -> Console:
     """As wide as the terminal, and wide enough for the tables where the output goes to a file."""
@@ -31,6 +34,25 @@ def a_count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def a_share(text: str) -> float:
+    """A number above 0 and at most 1."""
+    try:
+        share = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 0.45") from error
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return share
+
+
+def a_density(text: str) -> Density:
+    """``paper(0.61..0.86)`` as a density."""
+    try:
+        return Density.parse(text)
+    except PolicyError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def a_batch(text: str) -> tuple[int, int]:
