@@ -74,7 +74,7 @@ def _point(program: Program, name: str) -> RestorePoint:
 
 
 def _linear_of(program: Program, parameter: str) -> fx.Node:
-    users = [user for node in program.graph.find_nodes(op="get_attr", target=parameter) for user in node.users]
+    users: list[fx.Node] = [user for node in program.graph.find_nodes(op="get_attr", target=parameter) for user in node.users]
     if len(users) != 1 or users[0].target is not aten.linear.default:
         raise RewriteError(f"{parameter} is expected to be read by one linear map, and is read by {users or 'none'}.")
     return users[0]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import SparsifyError
-from . import commands, diff, lowering, opt, searching, training
+from . import commands, diff, estimating, lowering, opt, searching, training
 from .words import a_batch, a_count, a_density, a_grid, a_share, some_grids, some_savings
 
 _EXAMPLES = """examples:
@@ -44,7 +44,6 @@ _LOWER_EXAMPLES = """examples:
   sparsify lower my_package.my_model:make_model --target onnx --shapes per_grid --grids 10x10,6x6 --out model.onnx
       your own model, one graph for each of two grids; the weights are stored once
 """
-
 
 _SEARCH_EXAMPLES = """examples:
   sparsify search my_package.my_model:make_model --budget 0.45 --out policy.json --picture search.png
@@ -103,9 +102,23 @@ def _parser() -> argparse.ArgumentParser:
     _lowering_arguments(lower)
     lower.set_defaults(run=lowering.lower_to_file)
 
+    search = sub.add_parser(
+        "search", help="choose a policy under a budget by measuring", epilog=_SEARCH_EXAMPLES, formatter_class=form
+    )
+    _model_arguments(search, device="cpu", policy=False)
+    _search_arguments(search)
+    search.set_defaults(run=searching.search)
+
     train = sub.add_parser("train", help="train a model, dense or sparse", epilog=training.EXAMPLES, formatter_class=form)
     training.add_arguments(train)
     train.set_defaults(run=training.train_model)
+
+    estimate = sub.add_parser(
+        "estimate", help="memory and GFLOPs of a training step", epilog=estimating.EXAMPLES, formatter_class=form
+    )
+    _model_arguments(estimate, device="cpu")
+    estimating.add_arguments(estimate)
+    estimate.set_defaults(run=estimating.estimate)
 
     passes = sub.add_parser(
         "opt", help="run passes on a captured model and print the program", epilog=opt.EXAMPLES, formatter_class=form
@@ -117,17 +130,6 @@ def _parser() -> argparse.ArgumentParser:
     stages = sub.add_parser("diff", help="compare two dumped stages", epilog=diff.EXAMPLES, formatter_class=form)
     diff.add_arguments(stages)
     stages.set_defaults(run=diff.diff)
-
-    search = sub.add_parser(
-        "search", help="choose a policy under a budget by measuring", epilog=_SEARCH_EXAMPLES, formatter_class=form
-    )
-    _model_arguments(search, device="cpu", policy=False)
-    _search_arguments(search)
-    search.set_defaults(run=searching.search)
-
-    train = sub.add_parser("train", help="train a model, dense or sparse", epilog=training.EXAMPLES, formatter_class=form)
-    training.add_arguments(train)
-    train.set_defaults(run=training.train_model)
 
     demo = sub.add_parser("demo", help="a real-size DiT-XL/2 at 512x512, end to end", epilog=_EXAMPLES, formatter_class=form)
     demo.add_argument("--out", type=Path, default=Path("out"), help="folder for the picture (default out)")
