@@ -77,8 +77,10 @@ def refusal_to_regroup(program: Program, block: fx.Node) -> str | None:
     body = program.body_of(block)
     if reason := refusal_to_mix(body) or unrecognised_mixing(body):
         return reason
-    if body.twins or len(body.moving) != 1:
+    if body.twins:
         return "its queries and keys are different tokens"
+    if len(body.moving) != 1:
+        return "it does not take its tokens as one list"
     attentions = self_attentions(body)
     if not attentions:
         return "no attention over the trunk's tokens was recognised in the block"

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class SparseModel(Timed, nn.Module):
     """A model in sparse form, called like the model.
 
-    It holds the model's own parameters and buffers under their own names, and the restore layers under
-    ``sparsify_restore``: training or moving it trains or moves the model's parameters, which are the same objects.
+    It holds the model's own parameters and buffers under their own names, and what passes add under names that begin with
+    ``sparsify_``: training or moving it trains or moves the model's parameters, which are the same objects.
     Attributes it does not have are looked up on the model.
 
     The model is captured once for each of: training or evaluation mode, dtype and device of its parameters, and set of
@@ -225,17 +225,17 @@ class SparseModel(Timed, nn.Module):
     # --- what a module must do -----------------------------------------------------------------------------------
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """As for any module; before the capture it raises, so that no optimiser misses the restore layers."""
+        """As for any module; before the capture it raises, so that no optimiser misses the new layers."""
         self._captured()
         return super().named_parameters(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own entries, and the restore layers'."""
+        """The model's own entries, and the new layers'."""
         self._captured()
         return super().state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Loads a sparse checkpoint; a dense one too with ``strict=False``, where only restore layers are missing."""
+        """Loads a sparse checkpoint; a dense one too with ``strict=False``, where only new layers are missing."""
         self._captured()
         outcome = super().load_state_dict(*args, **kwargs)
         share_tensors(self, self._source[0])  # with assign=True the tensors are others now

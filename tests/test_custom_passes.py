@@ -220,7 +220,10 @@ def test_printed_ir_of_the_examples() -> None:
     ("passes", "reason"),
     [
         ("pooled-keys{blocks=0-1}", "pooled-keys at blocks.0: there is no density node; run the density pass first"),
-        ("windowed{blocks=0-1 window=3}", r"windowed at blocks.1: its tokens lie on \[\(8, 8\)\], where windows of 3 x 3 do not fit"),
+        (
+            "windowed{blocks=0-1 window=3}",
+            r"windowed at blocks.1: its tokens lie on \[\(8, 8\)\], where windows of 3 x 3 do not fit",
+        ),
         ("pool-attention{blocks=0-1},windowed{blocks=0-1}", None),
         ("sprint{blocks=2-9}", "blocks=2-9 but the trunk has blocks 0-5"),
     ],

@@ -46,7 +46,9 @@ def test_ahead_of_time(name: str, target: tuple[str, str], tmp_path: Path) -> No
     if reason := available()[kind]:
         pytest.skip(reason)
     sparse = made(name)
-    fast = lower(sparse, kind, out=tmp_path / file)
+    # Windows divide the grids of the schedule, and not every number that an open grid may have.
+    shapes = "per_grid" if name == "windowed" else "dynamic"
+    fast = lower(sparse, kind, out=tmp_path / file, shapes=shapes)
     with torch.no_grad():
         for t in (100, 900):
             given = inputs(t=t)
