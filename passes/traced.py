@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..errors import RewriteError
+from ..facts import FACTS
 from ..shapes import annotate
 
 
@@ -20,7 +21,7 @@ def write(graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any]) ->
     Args:
         graph: every node in ``args`` is one of it.
         function: plain torch code on tensors and sizes, without side effects. It runs once, on the shapes that the nodes
-            claim; sizes that these leave open stay open. Tensors that it makes are on the device of those that it is given.
+            claim; sizes that these leave open stay open, and what it asks of them becomes a condition of the capture. Tensors that it makes are on the device of those that it is given.
         args: nodes, numbers, or lists and tuples of them; everything else is handed on as it is.
 
     Returns:
@@ -36,16 +37,19 @@ def write(graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any]) ->
     mode, device = _mode_and_device(graph, given)
 
     def run(*values: Any) -> Any:
-        known = dict(zip(given, values, strict=True))
+        by_node = dict(zip(given, values, strict=True))
         with torch.device(device):
-            return function(*fx.node.map_arg(tuple(args), known.__getitem__))
+            return function(*fx.node.map_arg(tuple(args), by_node.__getitem__))
 
+    env = mode.shape_env
+    known = len(env.guards) if env is not None else 0
     try:
         with mode, torch.no_grad():
             traced = make_fx(run, pre_dispatch=True)(*(_alone(node.meta["val"]) for node in given)).graph
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = ", ".join(f"%{node.name}: {_shape(node.meta['val'])}" for node in given)
-        raise RewriteError(f"{name} does not run on {shapes}: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RewriteError(f"{name} does not run on {shapes}: {reason}") from error
     traced.eliminate_dead_code()
     if constants := [node.target for node in traced.nodes if node.op == "get_attr"]:
         raise RewriteError(f"{name} makes the tensor {constants[0]} of numbers; make it with torch.full or torch.arange.")
@@ -56,6 +60,9 @@ def write(graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any]) ->
             call = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = annotate(graph.call_function(node.target, *call), mode)
             made.append(values[node])
+    facts = tuple(guard.expr for guard in env.guards[known:]) if env is not None else ()
+    for node in made if facts else ():
+        node.meta[FACTS] = facts
     return fx.node.map_arg(traced.output_node().args[0], values.__getitem__), made
 
 

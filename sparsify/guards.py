@@ -30,7 +30,12 @@ class Guards:
         self._conditions = [
             c for c in conditions if isinstance(c, sympy.Basic) and c.free_symbols and c.free_symbols <= symbols
         ]
+        self._symbols = symbols
         self._checked: dict[tuple[object, ...], str | None] = {}
+
+    def add(self, conditions: Sequence[sympy.Basic]) -> None:
+        """Take on further conditions; those on other sizes than the inputs' are left out."""
+        self._conditions += [c for c in conditions if c.free_symbols and c.free_symbols <= self._symbols]
 
     def violation(self, inputs: Sequence[Leaf]) -> str | None:
         """What is different about these inputs, or None if the graph is valid for them."""

@@ -21,6 +21,7 @@ from .calls import CallSpec, Leaf
 from .capture import capture
 from .dump import dump_from_environment
 from .errors import CaptureError, RewriteError, SparsifyError
+from .facts import facts_of
 from .guards import Guards
 from .in_place import capture_in_place
 from .passes import InsertDensity, Pass, Pipeline, PoolAttention, SparseDense, pipeline_of
@@ -166,6 +167,8 @@ def finished(model: nn.Module, found: Analysed, request: Request, mode: bool | N
         if plan.rewrites and pools and not rewritten:
             raise RewriteError(f"the policy changed nothing, every rewrite was refused:{_reasons(program.skips)}")
         _check_given(pipeline, program, request.passes)
+    if request.passes:
+        guards.add(facts_of(program))
     parameters = sum(p.numel() for p in model.parameters())
     report = make_report(type(model).__name__, program, dense, plan, str(pipeline), pipeline.timings, parameters)
     log.info("captured %s: %.2f -> %.2f GFLOPs", report.model, report.gflops_dense, report.gflops)

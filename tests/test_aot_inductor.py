@@ -87,6 +87,7 @@ print(error, "tests" in sys.modules or "diffusers" in sys.modules)
     assert float(error) <= 1e-5 and has_model == "False"
 
 
+@pytest.mark.slow
 def test_per_grid_packages_hold_the_weights_once(made: Any, tmp_path: Path) -> None:
     sparse, _, _ = made
     path = tmp_path / "model.pt2"

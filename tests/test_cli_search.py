@@ -33,6 +33,7 @@ def test_search_writes_the_policy_and_a_picture(capsys: pytest.CaptureFixture[st
     assert status == 0 and report["gflops"] <= 0.7 * report["gflops_dense"]
 
 
+@pytest.mark.slow
 def test_search_as_json_is_for_the_latents_of_a_seed(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("search", SMALL, "--kwargs", '{"depth": 4}', "--budget", "0.8", *QUICK, "--json")
     found = [run(capsys, *words, "--seed", seed)[1] for seed in ("0", "1")]

@@ -18,7 +18,7 @@ from examples.passes.pooled_keys import PooledKeys
 from examples.passes.sprint import Sprint
 from examples.passes.windowed import Windowed
 from sparsify import SDTM, Density, InputError, Policy, PolicyError, RewriteError, SparseModel, VerificationError, sparsify
-from sparsify.passes import BlockRange, Pass, Pipeline, PoolAttention
+from sparsify.passes import BlockRange, Pass, Pipeline, PoolAttention, copy_body, give
 from sparsify.program import Program
 from sparsify.text import graph_text
 
@@ -348,6 +348,43 @@ def test_traced_code_keeps_sizes_open() -> None:
             tokens = block(tokens, c)
         assert torch.allclose(sparse(*given), model.finish(tokens, c), atol=1e-5)
     assert len(sparse._stages) == 1
+
+
+def test_what_traced_code_asks_of_sizes_is_a_condition_of_the_capture() -> None:
+    model = plain()
+    sparse = sparsify(model, Policy.dense(), inputs(), passes=Shout(lambda x: x * 2 if x.shape[0] > 2 else x * 3))
+    for batch, factor, captures in ((2, 3, 1), (5, 2, 2)):
+        given = inputs(batch)
+        c = model.conditioning(*given[1:])
+        tokens = model.blocks[0](model.embed(given[0]), c) * factor
+        for block in model.blocks[1:]:
+            tokens = block(tokens, c)
+        assert torch.allclose(sparse(*given), model.finish(tokens, c), atol=1e-5)
+        assert len(sparse._stages) == captures
+
+
+@dataclass(frozen=True)
+class Counting(Pass):
+    """Looks at the number of tokens in a block."""
+
+    name: ClassVar[str] = "counting"
+
+    def match(self, program: Program) -> list[fx.Node]:
+        return program.block_nodes[2:3]
+
+    def rewrite(self, program: Program, place: fx.Node) -> None:
+        body = copy_body(program.body_of(place), "counting")
+        (output,) = body.graph.output_node().all_input_nodes
+        with body.graph.inserting_before(body.graph.output_node()):
+            made = self.trace(body.graph, lambda x: x * 2 if x.shape[1] > 20 else x * 3, output, origin=output)
+        body.graph.output_node().replace_input_with(output, made)
+        give(program, place, body)
+        self.mark(place, place)
+
+
+def test_what_it_asks_must_hold_at_every_density() -> None:
+    with pytest.raises(RewriteError, match=r"was traced where .*20.*, which does not hold at the pooled grid \(4, 2\)"):
+        sparsify(plain(), WINDOWS, inputs(), passes=Counting())
 
 
 class Anywhere(PlainDiT):

@@ -130,6 +130,7 @@ def test_bfloat16_files_are_valid_whether_or_not_onnxruntime_runs_them(tmp_path:
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16
 
 
+@pytest.mark.slow
 def test_files_of_an_earlier_lowering_do_not_stay_beside_new_weights(made: Any, tmp_path: Path) -> None:
     out, unrelated = tmp_path / "model.onnx", tmp_path / "model_old.onnx"
     unrelated.write_bytes(b"mine")

@@ -29,6 +29,7 @@ def test_one_policy_covers_all_chains_in_the_order_of_execution() -> None:
     assert "in_blocks x4 -> mid_block x1 -> out_blocks x4" in str(report)
 
 
+@pytest.mark.slow
 def test_a_policy_for_each_chain_leaves_chains_without_one_as_they_are() -> None:
     policies = {"in_blocks": Policy(1, SDTM(1, 1, 1, 0), 0, HALF), "out_blocks": Policy(0, SDTM(1, 1, 1, 1), 0, HALF)}
     model, arguments = UVIT.make(), UVIT.inputs(2, 0)
