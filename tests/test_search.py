@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsify import Density, InputError, Policy, PolicyError, sparsify
+from sparsify import Density, InputError, Policy, PolicyError, RewriteError, sparsify
 from sparsify.search import Search, search
 
 from . import oracle
@@ -250,6 +250,8 @@ def test_models_that_cannot_be_searched() -> None:
         search(zero, batches(count=1))
     with pytest.raises(InputError, match="PlainDiT is on the meta device"):
         search(plain(4).to("meta"), batches(count=1))
+    with pytest.raises(RewriteError, match="SparseModel is sparsified already; search with the original model"):
+        search(sparsify(plain(4), Policy.auto()), batches(count=1))
     with pytest.raises(InputError, match="model is a str"):
         search("dit", batches())  # type: ignore[arg-type]
 

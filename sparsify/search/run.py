@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from ..density import Density
-from ..errors import InputError, PolicyError
+from ..errors import InputError, PolicyError, RewriteError
 from ..policy import DEFAULT_RATES, Policy
 from ..pristine import pristine
+from ..runtime import SparseModel
 from .additive import Additive, Observation, Stretch
 from .batches import Batches, checked
 from .costs import RoleCosts
@@ -88,6 +89,8 @@ def search(
     calls = checked(batches)
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; it must be a torch.nn.Module, such as pipe.transformer.")
+    if any(isinstance(module, SparseModel) for module in model.modules()):
+        raise RewriteError(f"{type(model).__name__} is sparsified already; search with the original model.")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise InputError(f"{type(model).__name__} is on the meta device and has no weights to measure with; use real ones.")
     with pristine(model), torch.no_grad():
