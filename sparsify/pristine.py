@@ -17,7 +17,7 @@ def pristine(model: nn.Module) -> Iterator[None]:
 
     Attributes matter because many models cache tables on themselves: a cache filled while tracing holds fake
     tensors and would break the model's next real call. For the same reason ``functools`` caches of the model's own
-    methods are emptied.
+    methods are emptied, also behind one more decorator.
     """
     before = [(module, *_snapshot(module)) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
@@ -73,6 +73,14 @@ def _same(a: Any, b: Any) -> bool:
 def _clear_method_caches(cls: type) -> None:
     for base in cls.__mro__:
         for attribute in vars(base).values():
-            clear = getattr(attribute, "cache_clear", None)
-            if callable(clear):
-                clear()
+            for function in (attribute, *_enclosed(attribute)):
+                clear = getattr(function, "cache_clear", None)
+                if callable(clear):
+                    clear()
+
+
+def _enclosed(function: object) -> Iterator[object]:
+    """What a decorated function holds: a cache may be behind one that decides whether to use it."""
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            yield cell.cell_contents

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -26,6 +28,29 @@ def test_caches_and_counters_of_the_model_are_put_back() -> None:
     with contextlib.suppress(CaptureError):
         sparsify(model, POLICY, example_inputs=inputs())
     assert model.cache == {} and model.calls == []
+    assert model(*inputs()).isfinite().all()
+
+
+def test_a_cache_behind_a_decorator_holds_nothing_of_the_capture() -> None:
+    def cached_outside_of_export(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        cached = functools.lru_cache(function)
+
+        @functools.wraps(function)
+        def choose(*args: object) -> torch.Tensor:
+            return function(*args) if torch.compiler.is_exporting() else cached(*args)
+
+        return choose
+
+    class Caching(PlainDiT):
+        @cached_outside_of_export
+        def table(self, length: int) -> torch.Tensor:
+            return torch.ones(length)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return super().forward(x, t, y) * self.table(1)
+
+    model = randomised(Caching()).eval()
+    sparsify(model, POLICY, example_inputs=inputs())
     assert model(*inputs()).isfinite().all()
 
 
