@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -146,7 +147,7 @@ def into_outer(program: Program, body: Body, call: fx.Node, nodes: Sequence[fx.N
             nodes,
             graph,
             values,
-            lambda s: emit_size(graph, size_of(s.meta["val"]).xreplace(bound)),
+            lambda s: emit_size(graph, sympy.sympify(size_of(s.meta["val"])).xreplace(bound)),
             name,
             by,
             program.fake_mode,
