@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy import linalg
 
-from examples.mnist import metrics, report
+from examples.mnist import demo, metrics, published, report
 from examples.mnist.__main__ import main
 from examples.mnist.data import parts
 from examples.mnist.merging import merging
@@ -93,7 +96,7 @@ def test_the_settings_are_what_the_experiment_promises() -> None:
 
 
 @pytest.mark.slow
-def test_all_stages_in_small_and_a_second_run_does_nothing_again(tmp_path: Path) -> None:
+def test_all_stages_in_small_and_a_second_run_does_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = json.loads((FOLDER / "settings.json").read_text())
     small["model"] = {"depth": 6, "width": 32, "heads": 2}
     small["policy"] = json.loads(Policy(1, (SDTM(1, 2, 1, 0),), 1).to_json())
@@ -114,3 +117,36 @@ def test_all_stages_in_small_and_a_second_run_does_nothing_again(tmp_path: Path)
     assert main(words) == 0
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").rglob("*")} == times
     assert (tmp_path / "out" / "samples.png").exists()
+
+    monkeypatch.setattr(published, "FOLDER", tmp_path / "committed")
+    assert main([*words, "--stages", "publish"]) == 0
+    shutil.rmtree(tmp_path / "out" / "samples")
+    elsewhere = ["--settings", str(settings), "--out", str(tmp_path / "elsewhere"), "--published"]
+    assert main(elsewhere) == 0
+    assert json.loads((tmp_path / "elsewhere" / "results.json").read_text()) == results
+    assert not (tmp_path / "elsewhere" / "train").exists(), "nothing was trained again"
+    assert not (tmp_path / "elsewhere" / "samples").exists(), "nor drawn"
+    assert (tmp_path / "elsewhere" / "samples.png").read_bytes() == (tmp_path / "out" / "samples.png").read_bytes()
+
+
+def test_the_demo_draws_the_same_digits_in_turns_and_compares() -> None:
+    calls: list[str] = []
+
+    def model(name: str, level: float) -> demo.Timed:
+        def forward(x: torch.Tensor, timestep: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            calls.append(name)
+            return torch.full((len(x), 2, 32, 32), level)
+
+        return demo.Timed(forward)
+
+    models = [model("dense", 0.0), model("sparse", 0.0)]
+    first, second = demo.side_by_side(models, 12, seed=1)
+    assert first.shape == (12, 1, 32, 32)
+    assert torch.equal(first, second), "from the same noise"
+    assert calls == (["dense"] * 50 + ["sparse"] * 50) * 2
+    models[0].seconds, models[1].seconds = [0.3, 0.1, 0.2], [0.1]
+    results = {"arms": {"dense": {"seeds": {"0": {"fid": 2.0}, "1": {"fid": 4.0}}}}}
+    console = Console(width=120, file=io.StringIO())
+    console.print(demo.table(models, [0.5, 0.25], results))
+    shown = console.file.getvalue()
+    assert [word in shown for word in ("200.0", "100.0", "3.00", "2.00x", "not measured yet")] == [True] * 5

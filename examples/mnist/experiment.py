@@ -20,6 +20,7 @@ from .sampling import drawn, labels_of, noise_of
 from .settings import Settings
 
 _CHUNK = 1000  # samples in one file
+_SHOWN = 20  # images of each model that are shown
 TIMES = range(25, 1000, 50)  # of the one-step error
 
 
@@ -77,10 +78,12 @@ class Experiment:
         return json.loads(file.read_text())  # type: ignore[no-any-return]
 
     def sample(self, names: list[str]) -> None:
-        """Draw the samples of arms, a file for each thousand."""
+        """Draw the samples of arms, a file for each thousand, but those that have been scored."""
+        known = self.results().get("arms", {})
         for seed in self.settings.seeds:
             for name in names:
-                self._sample(name, seed)
+                if str(seed) not in known.get(name, {"seeds": {}})["seeds"]:
+                    self._sample(name, seed)
 
     def _sample(self, name: str, seed: int) -> None:
         noise, labels = noise_of(self.settings.samples, seed), labels_of(self.settings.samples)
@@ -112,6 +115,16 @@ class Experiment:
             return None
         return torch.cat([load_file(file)["pixels"] for file in files]).float() / 127.5 - 1
 
+    def shown(self) -> dict[str, torch.Tensor]:
+        """A few samples of each arm in [-1, 1], all of the same noise; they outlive the files they come from."""
+        file = self.out / "shown.safetensors"
+        kept = load_file(file) if file.exists() else {}
+        for name in ARMS:
+            if (pixels := self.pixels(name, self.settings.seeds[0])) is not None:
+                kept[name] = ((pixels[:_SHOWN] + 1) * 127.5).round().to(torch.uint8)
+        save_file(kept, file)
+        return {name: pixels.float() / 127.5 - 1 for name, pixels in kept.items()}
+
     def judge(self) -> tuple[classifier.Classifier, float]:
         """The classifier, and its accuracy on the images of the model, none of which it has been trained on."""
         file = self.out / "classifier.safetensors"
@@ -123,21 +136,27 @@ class Experiment:
         _, seen = classifier.judged(model.eval(), self.data.images)
         return model, float((seen == self.data.labels).double().mean())
 
+    def results(self) -> dict[str, Any]:
+        """What has been scored so far; empty at first."""
+        file = self.out / "results.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
     def score(self) -> dict[str, Any]:
-        """Scores of all that has been sampled so far, by arm and seed."""
+        """Scores of all that has been sampled so far, by arm and seed; those that are known are kept."""
         judge, accuracy = self.judge()
         real, _ = classifier.judged(judge, self.data.images)
         held_out, _ = classifier.judged(judge, self.held_out.images)
-        found: dict[str, Any] = {}
+        known, found = self.results().get("arms", {}), {}
         for name in ARMS:
-            per_seed = {}
+            per_seed = dict(known.get(name, {"seeds": {}})["seeds"])
             for seed in self.settings.seeds:
-                pixels = self.pixels(name, seed)
+                pixels = None if str(seed) in per_seed else self.pixels(name, seed)
                 if pixels is not None:
                     fake, seen = classifier.judged(judge, pixels)
                     per_seed[str(seed)] = scores(real, fake, seen, labels_of(len(pixels)))._asdict()
             if per_seed:
-                found[name] = {"title": ARMS[name].title, "gflops": self._gflops(name), "seeds": per_seed}
+                gflops = known[name]["gflops"] if name in known else self._gflops(name)
+                found[name] = {"title": ARMS[name].title, "gflops": gflops, "seeds": per_seed}
         result = {
             "samples": self.settings.samples,
             "classifier_accuracy": accuracy,
@@ -149,7 +168,8 @@ class Experiment:
         return result
 
     def _gflops(self, name: str) -> float:
-        return float(load_file(self._file(name, self.settings.seeds[0], 0))["gflops"])
+        file = next((self.out / "samples" / name).glob("*.safetensors"))
+        return float(load_file(file)["gflops"])
 
     def _say(self, what: str) -> None:
         self.console.print(f"[bold]{what}[/]")

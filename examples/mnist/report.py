@@ -11,8 +11,6 @@ import torch
 
 from .arms import ARMS
 
-_SHOWN = 20  # images of each model in a picture
-
 
 def table(results: dict[str, Any]) -> str:
     """Means over the seeds, with the smallest and largest value, in Markdown."""
@@ -45,7 +43,7 @@ def grid_picture(images: dict[str, torch.Tensor], path: Path) -> None:
     pyplot.switch_backend("Agg")
     figure, rows = pyplot.subplots(len(images), 1, figsize=(11, 0.75 * len(images)), layout="constrained", squeeze=False)
     for axes, (title, pixels) in zip(rows[:, 0], images.items(), strict=True):
-        axes.imshow(torch.cat([*pixels[:_SHOWN, 0]], dim=-1), cmap="gray", vmin=-1, vmax=1)
+        axes.imshow(torch.cat([*pixels[:, 0]], dim=-1), cmap="gray", vmin=-1, vmax=1)
         axes.set_title(title, fontsize=8, loc="left", pad=2)
         axes.axis("off")
     _saved(figure, path)
