@@ -47,9 +47,9 @@ class Experiment:
             self._say("training the dense model")
             arms.train_dense(self.settings, self.data, self.out / "train" / "dense", self.dense)
 
-    def sparse(self) -> None:
-        """The four sparse arms."""
-        for name, arm in ARMS.items():
+    def sparse(self, names: list[str]) -> None:
+        """Those of the four sparse arms that are named."""
+        for name, arm in ((name, ARMS[name]) for name in names):
             weights = self.weights(name)
             if weights is not None and not weights.exists():
                 self._say(f"making: {arm.title}")
