@@ -59,7 +59,8 @@ class Attention(nn.Module):
             out = (logits if mask is None else logits + mask).softmax(dim=-1) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return out.transpose(1, 2).flatten(2)
+        result: Tensor = out.transpose(1, 2).flatten(2)
+        return result
 
 
 class CrossAttention(nn.Module):
@@ -75,8 +76,9 @@ class CrossAttention(nn.Module):
         """(B, N, width) of (B, N, width) and (B, words, width)."""
         sources = ((self.q, x), (self.k, text), (self.v, text))
         q, k, v = (layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer, source in sources)
-        out: Tensor = self.proj(F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).flatten(2))
-        return out
+        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        result: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return result
 
 
 def rope_tables(cells: Tensor, head_width: int, style: str) -> Rope:

@@ -64,7 +64,8 @@ class Block(nn.Module):
         x = x + first.after(self.out(self.attention(q, k, v, rope, mask)))
         if self.cross is not None and self.cross_norm is not None:
             x = x + self.cross(self.cross_norm(x), text)
-        return x + second.after(self.mlp(second.before(self.norm2(x))))
+        result: Tensor = x + second.after(self.mlp(second.before(self.norm2(x))))
+        return result
 
 
 class ParallelBlock(nn.Module):
@@ -94,7 +95,8 @@ class ParallelBlock(nn.Module):
         (parts,) = self.modulation(c)
         q, k, v, hidden = self.project(parts.before(self.norm(x)))
         out = self.attention(q, k, v, rope, mask)
-        return x + parts.after(self.out(torch.cat([out, self.act(hidden)], dim=-1)))
+        result: Tensor = x + parts.after(self.out(torch.cat([out, self.act(hidden)], dim=-1)))
+        return result
 
 
 class Stream(nn.Module):

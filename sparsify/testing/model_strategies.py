@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -10,11 +11,11 @@ from hypothesis import strategies as st
 
 from ..errors import InputError
 from .model import DiT
-from .rules import LIMITS, POOLABLE, RULES, Rule, first_refusal
+from .rules import LIMITS, RULES, Rule, first_refusal
 from .spec import DiTSpec, choices_of, wrong_value
 
-_LARGEST = {2: 9, 3: 4}  # side, by the number of axes
 _NUMBERS = {
+    "depth": tuple(range(2, 9)),
     "heads": (1, 2, 4),
     "head_width": (4, 6, 8, 16),
     "mlp_ratio": (1, 2, 4),
@@ -68,26 +69,27 @@ def _checked(fixed: Mapping[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def _specs(draw: st.DrawFn, fixed: Mapping[str, Any]) -> DiTSpec:
-    """Field by field, each from the values that go with those before it and with all that are fixed."""
+    """Field by field, each from the values that go with those before it and with all that are fixed.
+
+    A field takes as many choices as ever, however few values are left for it: examples with fewer choices count as simpler,
+    and the default spec is to be the simplest.
+    """
     values = dict(fixed)
     for name in _ORDER:
-        if name not in values:
-            values[name] = draw(_field(name, values))
+        if name in values:
+            continue
+        if name == "seed":
+            values[name] = draw(_SEEDS)
+        elif name == "grid":
+            values[name] = _grid(*draw(_GRIDS), _legal("grid", ((2, 2), (2,), (2, 2, 2)), values))
+        else:
+            legal = _legal(name, _values(name, values), values)
+            values[name] = legal[draw(_PICKS[name]) % len(legal)]
     return DiTSpec(**values)
 
 
-def _field(name: str, values: Mapping[str, Any]) -> st.SearchStrategy[Any]:
-    if name == "seed":
-        return st.integers(0, 2**16)
-    if name == "grid":
-        ranks = [len(grid) for grid in _legal("grid", ((2, 2), (2,), (2, 2, 2)), values)]
-        return st.sampled_from(ranks).flatmap(_grids)
-    return st.sampled_from(_legal(name, _values(name, values), values))
-
-
 def _values(name: str, values: Mapping[str, Any]) -> Sequence[Any]:
-    if name == "depth":
-        return range(2, 9)
+    """All values that a field is drawn from, the simplest first."""
     if name == "single":
         return (0, *range(2, values["depth"] + 1))
     return _NUMBERS.get(name) or choices_of(name)
@@ -102,13 +104,21 @@ def _legal(name: str, options: Sequence[Any], values: Mapping[str, Any]) -> Sequ
     return small or legal[:1]
 
 
+@functools.cache
 def _about(name: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     return tuple(rule for rule in rules if name in rule.fields)
 
 
-def _grids(axes: int) -> st.SearchStrategy[tuple[int, ...]]:
-    """Grids with something to pool in them; they shrink to sides of two, and sides of one are the last resort."""
+def _grid(pick: int, length: int, sides: Sequence[int], legal: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """A grid with as many axes as one of the ``legal`` ones, and something to pool in it."""
+    axes = len(legal[pick % len(legal)])
     if axes == 1:
-        return st.tuples(st.integers(2, 60))
-    side = st.sampled_from([*range(2, _LARGEST[axes] + 1), 1])
-    return st.tuples(*[side] * axes).filter(lambda grid: POOLABLE.refusal({"grid": grid}) is None)
+        return (length,)
+    *time, height, width = sides if axes == 2 else [min(side, 4) for side in sides]
+    return (*time[: axes - 2], height, max(width, 2) if height == 1 else width)
+
+
+_SIDES = st.sampled_from([2, 3, 4, 5, 6, 7, 8, 9, 1])
+_GRIDS = st.tuples(st.integers(0, 2), st.integers(2, 60), st.tuples(_SIDES, _SIDES, _SIDES))
+_SEEDS = st.integers(0, 2**16)
+_PICKS = {name: st.integers(0, len(_values(name, {"depth": 8})) - 1) for name in _ORDER if name not in ("grid", "seed")}

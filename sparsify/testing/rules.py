@@ -28,12 +28,6 @@ def first_refusal(rules: tuple[Rule, ...], values: Mapping[str, Any]) -> str | N
     return next((reason for rule in rules if (reason := rule.refusal(values)) is not None), None)
 
 
-POOLABLE = Rule(
-    ("grid",),
-    lambda grid: math.prod(grid[-2:]) >= 2,
-    "there is nothing to pool; the grid, of a video each frame, must have at least 2 tokens.",
-)
-
 # What a model of these options would be lacks a meaning or a part that another option has.
 RULES = (
     Rule(("rope_style", "rope"), lambda style, rope: rope or style == "interleaved", "rope_style needs rope=True."),
@@ -42,7 +36,11 @@ RULES = (
         lambda rope, grid, width: not rope or width >= 2 * len(grid),
         "RoPE turns pairs of channels, so head_width must be at least 2 for each axis of the grid.",
     ),
-    POOLABLE,
+    Rule(
+        ("grid",),
+        lambda grid: math.prod(grid[-2:]) >= 2,
+        "there is nothing to pool; the grid, of a video each frame, must have at least 2 tokens.",
+    ),
     Rule(
         ("text_tokens", "text"),
         lambda tokens, text: tokens == 1 or text != "none",
@@ -60,6 +58,11 @@ RULES = (
         ("skips", "text", "single", "depth"),
         lambda skips, text, single, depth: not skips or text != "joint" or single == depth,
         "long skips need one stream; with text='joint' set single to the depth.",
+    ),
+    Rule(
+        ("skips", "single", "depth"),
+        lambda skips, single, depth: not skips or single in (0, depth),
+        "long skips need one stream; set single to the depth, or to 0 without joint text.",
     ),
     Rule(
         ("parallel", "text"),

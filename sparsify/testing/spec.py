@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -130,6 +131,7 @@ class DiTSpec:
         return f"DiTSpec({', '.join(f'{name}={value!r}' for name, value in given)})"
 
 
+@functools.cache
 def choices_of(name: str) -> tuple[Any, ...]:
     """What a field that is a truth value or a word may be, the default first; () for numbers and the grid."""
     hint = get_type_hints(DiTSpec)[name]
