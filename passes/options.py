@@ -48,6 +48,8 @@ def _pass_from_text(name: str, options: str) -> Pass:
         key, equals, value = option.partition("=")
         if not equals or key not in types:
             raise PolicyError(f"pass {name} has no option {option!r}; its options are {sorted(types) or 'none'}.")
+        if key in values:
+            raise PolicyError(f"pass {name} has the option {key!r} twice; give it once.")
         values[key] = _read(name, option, value, types[key])
     try:
         return cls(**values)

@@ -10,6 +10,7 @@ from torch import nn
 
 from .calls import split_inputs
 from .errors import GridError, InputError, PolicyError, RewriteError
+from .model_check import check_model
 from .policy import Policy
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def sparsify(
 
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; sparsify takes a torch.nn.Module, such as pipe.transformer.")
+    check_model(model)
     whole, given = _pipelines(policy, passes)
     if whole is None:
         _check_policy(policy)

@@ -47,6 +47,10 @@ class DensityModule(nn.Module):
 
     def _read(self, timestep: torch.Tensor) -> list[float]:
         """One read of the device per call."""
+        if timestep.is_meta:
+            raise InputError(
+                "the timestep is on the meta device, where it has no value; say it with at(timestep) or fix(grid)."
+            )
         timesteps: list[float] = timestep.flatten().tolist()
         if not self._warned and self.density.timesteps >= 100 and any(0 < t < 1 for t in timesteps):
             self._warned = True

@@ -18,6 +18,7 @@ from .discretise import discretised, sampled
 from .ends import End, Grid, checked_end, is_number, one_of, plain, side_areas
 from .errors import InputError, PolicyError
 
+_MOST = 100_000  # timesteps or levels; each whole timestep is looked at
 _ROUNDING = 1e-9  # floor() must not lose a whole token to binary rounding: 16 * sqrt(100 / 256) is 10
 
 # How far towards the coarsest end, by how much of the noise there is; both from 0 to 1.
@@ -67,15 +68,17 @@ class Density:
             self._check_ends(self.finest, self.coarsest)
 
     def _check_range(self) -> None:
-        if not is_number(self.timesteps) or not 0 < self.timesteps < math.inf:
+        if not is_number(self.timesteps) or not 0 < self.timesteps <= _MOST:
             raise PolicyError(
-                f"Density.timesteps is {self.timesteps!r}; it must be a number above 0, such as 1000, or 1.0 for flow matching."
+                f"Density.timesteps is {self.timesteps!r}; it must be a number above 0 and at most {_MOST}, such as 1000, or 1.0 for "
+                f"flow matching."
             )
         for name in ("pools_time", "reversed"):
             if not isinstance(getattr(self, name), bool):
                 raise PolicyError(f"Density.{name} is {getattr(self, name)!r}; it must be True or False.")
-        if self.levels is not None and (isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2):
-            raise PolicyError(f"Density.levels is {self.levels!r}; it must be None or an integer of at least 2.")
+        levels = self.levels
+        if levels is not None and (isinstance(levels, bool) or not isinstance(levels, int) or not 2 <= levels <= _MOST):
+            raise PolicyError(f"Density.levels is {levels!r}; it must be None or an integer of at least 2 and at most {_MOST}.")
 
     def _check_ends(self, fine: End, coarse: End) -> None:
         if isinstance(fine, tuple) and isinstance(coarse, tuple):
@@ -268,7 +271,10 @@ class Density:
             )
         if missing := known - set(data):
             raise PolicyError(f"density lacks the field(s) {sorted(missing)}.")
-        return cls(**{**data, **({"steps": tuple(map(tuple, data["steps"]))} if "steps" in data else {})})
+        steps = data.get("steps", [])
+        if not isinstance(steps, (list, tuple)) or not all(isinstance(step, (list, tuple)) for step in steps):
+            raise PolicyError(f"Density.steps is {steps!r}; it must be pairs of a timestep and a rate or a grid.")
+        return cls(**{**data, "steps": tuple(map(tuple, steps))})
 
     def __str__(self) -> str:
         """A word that :meth:`parse` reads back: ``paper(10x10..6x6)``, ``linear(0.5..0.9@4/1.0)+reversed``, ``table(0:8x8;500:0.9)``."""

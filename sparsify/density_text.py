@@ -38,7 +38,7 @@ def density_of_text(text: str) -> dict[str, Any]:
         )
     schedule, inside, levels, timesteps, time, backwards = match.groups()
     fields: dict[str, Any] = {"schedule": schedule, "timesteps": _number(timesteps or "1000")}
-    fields |= {"pools_time": bool(time), "reversed": bool(backwards), "levels": int(levels) if levels else None}
+    fields |= {"pools_time": bool(time), "reversed": bool(backwards), "levels": _number(levels) if levels else None}
     if schedule == "table":
         steps = [step.partition(":") for step in inside.split(";")]
         fields["steps"] = [[_number(t), plain(parse_end(end))] for t, _, end in steps]

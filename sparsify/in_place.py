@@ -41,6 +41,8 @@ def capture_in_place(model: nn.Module, call: CallSpec, inputs: Sequence[Leaf], r
     with pristine(model):
         checkpointing_off(model)
         bodies, names = capture_bodies(blocks)
+    with pristine(model, (args, kwargs)):
+        checkpointing_off(model)
         outside, read = _run_around(model, blocks, args, kwargs)
     graph, values = _Trunk(call, inputs, bodies).build(blocks, names, read)
     program = Program(

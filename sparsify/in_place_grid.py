@@ -113,7 +113,7 @@ class _Probe:
         def stop(*a: Any, **k: Any) -> Any:
             raise _ReachedError(spec.flatten(a, k)[self._position])
 
-        with pristine(self._model), torch.no_grad():
+        with pristine(self._model, (args, kwargs)), torch.no_grad():
             self._model.get_submodule(self._path).forward = stop
             try:
                 self._model(*args, **kwargs)

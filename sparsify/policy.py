@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, overload
 from . import paper
 from .density import Density
 from .errors import PolicyError
+from .json_text import read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -227,8 +228,8 @@ class Policy:
             PolicyError: not JSON, a newer format version, or a field that is missing, unknown or not valid.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = read_json(text)
+        except ValueError as error:
             raise PolicyError(f"the policy is not JSON: {error}") from error
         if not isinstance(data, Mapping):
             raise PolicyError(f"the policy must be a JSON object, not {type(data).__name__}.")

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+
+from .undo import Undo
 
 
 @contextlib.contextmanager
-def pristine(model: nn.Module) -> Iterator[None]:
+def pristine(model: nn.Module, given: Any = None) -> Iterator[None]:
     """Restore every attribute, buffer, hook and training flag of ``model``, and the random state, on the way out.
+
+    Where the model runs for real, ``given`` is what it is run on: the tensors in it, and the weights, are restored as well.
 
     Attributes matter because many models cache tables on themselves: a cache filled while tracing holds fake
     tensors and would break the model's next real call. For the same reason ``functools`` caches of the model's own
@@ -22,9 +29,11 @@ def pristine(model: nn.Module) -> Iterator[None]:
     before = [(module, *_snapshot(module)) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None})
+    tensors = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)]
     with torch.random.fork_rng(devices=devices):
         try:
-            yield
+            with contextlib.nullcontext() if given is None else Undo([*model.parameters(), *tensors]):
+                yield
         finally:
             for module, attributes, contents in before:
                 module.__dict__.clear()
@@ -37,6 +46,23 @@ def pristine(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(value)
             for cls in {type(module) for module, _, _ in before}:
                 _clear_method_caches(cls)
+
+
+@contextlib.contextmanager
+def foreign_draws() -> Iterator[list[str]]:
+    """Put back the random states that are not torch's; the list that it gives names those that were drawn from."""
+    numbers = getattr(sys.modules.get("numpy"), "random", None)  # a model that draws from it has loaded it
+    python, of_numpy = random.getstate(), None if numbers is None else numbers.get_state(legacy=False)
+    drawn: list[str] = []
+    try:
+        yield drawn
+    finally:
+        if random.getstate() != python:
+            random.setstate(python)
+            drawn.append("Python's random module")
+        if numbers is not None and repr(numbers.get_state(legacy=False)) != repr(of_numpy):
+            numbers.set_state(of_numpy)
+            drawn.append("numpy's random numbers")
 
 
 def _snapshot(module: nn.Module) -> tuple[dict[str, Any], dict[str, list[Any]]]:

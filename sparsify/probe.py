@@ -23,6 +23,7 @@ from .attention import SDPA, aligned_inputs, moving_axes
 from .program import Body
 from .shapes import shape_of, size_of
 
+_BATCH_NORM = torch.ops.aten.batch_norm.default  # its fifth argument is the running variance
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 
 
@@ -150,6 +151,8 @@ class _Weights:
             self._values[name] = _filled(
                 tuple(fake.shape), fake.dtype, fake.device, 1 / max(1, fake.shape[-1] if fake.ndim else 1) ** 0.5
             )
+            if any(user.target == _BATCH_NORM and user.args[4] is node for user in node.users):
+                self._values[name] = self._values[name].square() + 0.5  # variances
         return self._values[name]
 
 

@@ -20,7 +20,7 @@ from .analysis import analyse
 from .calls import CallSpec, Leaf
 from .capture import capture
 from .dump import dump_from_environment
-from .errors import CaptureError, RewriteError, SparsifyError
+from .errors import CaptureError, InputError, RewriteError, SparsifyError
 from .facts import facts_of
 from .guards import Guards
 from .in_place import capture_in_place
@@ -146,6 +146,9 @@ def analysed(model: nn.Module, request: Request, args: Sequence[Any], kwargs: di
     program.trials = {} if request.verify == "full" else None
     density = next((each.schedule for each in request.passes if isinstance(each, InsertDensity)), None)
     pools = analyse(program, request.policy, request.grid, request.timestep, model, inputs, density, bool(request.passes))
+    tensors = [x for x in inputs if isinstance(x, torch.Tensor) and x.ndim]
+    if pools and not any(len(x) for x in tensors):
+        raise InputError("the batch has a size of 0; a sparse model takes one of at least 1.")
     if observer is not None:
         observer("analysed", program)
     return Analysed(program, guards, inputs, values, pools, observer)

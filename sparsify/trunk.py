@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from torch.utils import _pytree as pytree
 from .calls import CallSpec, Leaf, OutputSpec
 from .errors import CaptureError, TrunkError
 from .hidden import Watch
-from .pristine import pristine
+from .pristine import foreign_draws, pristine
 from .quiet import quiet_logs
 from .structure import fingerprint
 
@@ -73,14 +72,14 @@ def find_trunk(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], fa
 
     Raises:
         TrunkError: no chain was found; the message says what was seen instead.
-        CaptureError: the model draws from Python's random module.
+        CaptureError: the model draws from Python's random module, or numpy's.
     """
-    random_state = random.getstate()
-    blocks = _find_chains(model, args, kwargs, fake)
-    if random.getstate() != random_state:
-        random.setstate(random_state)
+    with foreign_draws() as sources:
+        blocks = _find_chains(model, args, kwargs, fake)
+    if sources:
         raise CaptureError(
-            f"{type(model).__name__} draws from Python's random module as it runs; a graph would freeze the draw."
+            f"{type(model).__name__} draws from {sources[0]} as it runs; a graph would freeze the draw. Draw with torch, or outside "
+            f"of the model."
         )
     return blocks
 
@@ -150,7 +149,7 @@ def _record(
     model: nn.Module, paths: list[str], args: Sequence[Any], kwargs: dict[str, Any], fake: bool
 ) -> dict[str, list[BlockCall]]:
     if not fake:
-        with pristine(model):
+        with pristine(model, (args, kwargs)):
             return _run_with_hooks(model, paths, args, kwargs, reuse=False)
     try:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -161,7 +160,7 @@ def _record(
             return _run_with_hooks(model, paths, fake_args, fake_kwargs, reuse=True)
     except Exception as error:  # noqa: BLE001  # the model looks at values, or does what fake tensors cannot
         log.debug("running %s for real, because on fake tensors it raised: %s", type(model).__name__, error)
-    with pristine(model):
+    with pristine(model, (args, kwargs)):
         return _run_with_hooks(model, paths, args, kwargs, reuse=False)
 
 

@@ -52,6 +52,8 @@ def interface_from_dict(data: Mapping[str, Any]) -> Interface:
     Raises:
         LoweringError: another version, or data of another form.
     """
+    if not isinstance(data, Mapping):
+        raise LoweringError(f"the file's interface is damaged: it is a {type(data).__name__}, not an object.")
     if data.get("version") != VERSION:
         raise LoweringError(f"the file has an interface of version {data.get('version')!r}; this release reads {VERSION}.")
     try:
@@ -68,7 +70,7 @@ def interface_from_dict(data: Mapping[str, Any]) -> Interface:
             between=data["between"],
             positions=None if data["positions"] is None else (data["positions"][0], GridOfPositions(data["positions"][1])),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise LoweringError(f"the file's interface is damaged: {type(error).__name__}: {error}.") from error
 
 

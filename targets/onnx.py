@@ -105,7 +105,7 @@ def load(path: str | Path, providers: Sequence[str] | None = None) -> OnnxModel:
         raise LoweringError(f"{known[0]} was not written by sparsify: it does not say how the model is called.")
     try:
         data = json.loads(metadata[_METADATA])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LoweringError(f"{known[0]} has a damaged description of its call: {error}.") from error
     model = OnnxModel(path, interface_from_dict(data), providers)
     model.open()

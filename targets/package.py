@@ -110,6 +110,7 @@ def read_package(path: Path) -> Package:
     try:
         with zipfile.ZipFile(path) as archive:
             root = _root(archive)
+            _check_entries(path, root, archive.namelist())
             if root + _MANIFEST not in archive.namelist():
                 raise LoweringError(f"{path} is no package written by sparsify: it has no {_MANIFEST}.")
             manifest = json.loads(archive.read(root + _MANIFEST))
@@ -121,7 +122,7 @@ def read_package(path: Path) -> Package:
                 )
             weights = load(archive.read(root + _WEIGHTS))
             constants = frozenset(manifest["constants"])
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoweringError(
             f"{path} is truncated or damaged ({type(error).__name__}: {error}). Lower the model again."
         ) from error
@@ -136,6 +137,15 @@ def read_package(path: Path) -> Package:
             f"torch cannot load {path} here ({type(error).__name__}: {reason}). Lower the model again."
         ) from error
     return package
+
+
+def _check_entries(path: Path, root: str, names: Sequence[str]) -> None:
+    """torch unpacks entries to where their names say, and reads exported programs, whose sizes are Python expressions."""
+    for name in names:
+        if not name.startswith(root) or "\\" in name or ".." in name.split("/"):
+            raise LoweringError(f"{path} has the entry {name!r}, which lies outside of the package. Lower the model again.")
+        if name.startswith((root + "models/", root + "executorch/")):
+            raise LoweringError(f"{path} has the entry {name!r}, which sparsify never writes. Lower the model again.")
 
 
 def _savable(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,11 @@ import torch
 from torch import nn
 
 from ..errors import InputError, PolicyError, SparsifyError
+from ..json_text import read_json
 from ..policy import Policy
+
+_DIGITS = 6  # of a resolution
+_SHOWN = 80  # characters of a text that a message repeats
 
 
 def load_model(
@@ -58,21 +62,25 @@ def load_policy(text: str) -> Policy:
         return Policy.dense()
     if text.startswith("paper:"):
         model, _, resolution = text.removeprefix("paper:").partition("@")
-        if not resolution.isdigit():
+        if not resolution.isdecimal() or len(resolution) > _DIGITS:
             raise PolicyError(f"policy {text!r} is not like paper:DiT-XL/2@512.")
         return Policy.paper(model, int(resolution))
     if text.lstrip().startswith("{"):
         return Policy.from_json(text)
-    if not Path(text).is_file():
+    try:
+        content = Path(text).read_bytes() if Path(text).is_file() else None
+    except OSError as error:  # a name that is too long, or a file that may not be read
+        raise PolicyError(f"policy {text[:_SHOWN]!r} cannot be read: {error.strerror}.") from error
+    if content is None:
         raise PolicyError(f"policy {text!r} is neither auto, dense, paper:MODEL@RESOLUTION, JSON, nor a file.")
-    return Policy.from_json(Path(text).read_text())
+    return Policy.from_json(content)
 
 
 def _from_factory(name: str, kwargs: Mapping[str, Any]) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(f"{name} cannot be loaded: {error}. A model is named as package.module:factory.") from error
     try:
         return factory(**kwargs)
@@ -93,16 +101,19 @@ def _from_diffusers(name: str, config: str | None) -> nn.Module:
     if cls is None or not hasattr(cls, "from_config"):
         raise InputError(f"diffusers {diffusers.__version__} has no model class {name}.")
     try:
-        settings = json.loads(Path(config).read_text())
+        settings = read_json(Path(config).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"--config {config}: {error}.") from error
-    model: nn.Module = cls.from_config(settings)
+    try:
+        model: nn.Module = cls.from_config(settings)
+    except Exception as error:  # whatever a class of diffusers makes of a configuration
+        raise InputError(f"--config {config} makes no {name}: {type(error).__name__}: {error}") from error
     return model
 
 
 def _json_object(flag: str, text: str | None) -> dict[str, Any]:
     try:
-        value = json.loads(text or "{}")
+        value = read_json(text or "{}")
     except ValueError as error:
         raise InputError(f"{flag} is not JSON: {error}.") from error
     if not isinstance(value, dict):
@@ -116,7 +127,7 @@ def _tensor(name: str, value: Any) -> Any:
         value = {"shape": value}
     if not isinstance(value, dict) or "shape" not in value:
         return value
-    dtype = getattr(torch, value.get("dtype", "float32"), None)
+    dtype = getattr(torch, str(value.get("dtype", "float32")), None)
     if not isinstance(dtype, torch.dtype):
         raise InputError(f"--inputs {name}: {value['dtype']!r} is no torch dtype.")
     try:

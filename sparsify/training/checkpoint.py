@@ -110,6 +110,8 @@ def read_manifest(folder: Path) -> Manifest:
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes, but {size} were written"
             raise TrainingError(f"{path} {state}; {advice(folder)}")
+    if not (folder / STATE).is_dir():
+        raise TrainingError(f"{folder / STATE} is missing; {advice(folder)}")
     for path in (folder / STATE).iterdir():  # all that lie there are read
         if f"{STATE}/{path.name}" not in manifest.files:
             raise TrainingError(f"{path} does not belong to the checkpoint; remove it.")

@@ -126,10 +126,12 @@ class Manifest:
             if data["format"] != FORMAT:
                 raise TrainingError(f"{path} has the format {data['format']!r}; this version of sparsify reads {FORMAT}.")
             config = TrainConfig.from_dict(data["config"])
-            about = About(config, data["passes"], data["model"], data["tensors"], data["data"], data["teacher"])
+            about = About(config, data["passes"], data["model"], dict(data["tensors"]), data["data"], data["teacher"])
             files = {name: (int(size), str(digest)) for name, (size, digest) in data["files"].items()}
+            if away := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
+                raise ValueError(f"it names {away[0]!r}, which lies outside of the folder")
             return cls(int(data["step"]), about, files, data["made"])
-        except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
             raise TrainingError(f"{path} is damaged ({type(error).__name__}: {error}); remove {folder}.") from error
 
 

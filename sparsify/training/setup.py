@@ -147,16 +147,32 @@ def load_weights(sparse: SparseModel, path: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        missing, further = sparse.load_state_dict(load_file(path), strict=False)
+        given = load_file(path)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise InputError(f"the weights {path} cannot be used: {error}") from error
-    new = set(sparse.state_dict()) - set(sparse._source[0].state_dict())  # layers that the dense model does not have
-    missing = [name for name in missing if name not in new]
+    own = sparse.state_dict()
+    new = set(own) - set(sparse._source[0].state_dict())  # layers that the dense model does not have
+    missing = [name for name in own if name not in given and name not in new]
+    further = [name for name in given if name not in own]
     if missing or further:
         raise InputError(
             f"the weights {path} are of another model: it lacks {missing[0] if missing else 'nothing'} and has "
             f"{further[0] if further else 'nothing'} beside ({len(missing)} and {len(further)} in all)."
         )
+    for name, tensor in given.items():  # all before the first is taken, so that an error leaves the model as it was
+        _check_weight(path, name, tensor, own[name])
+    sparse.load_state_dict(given, strict=False)
+
+
+def _check_weight(path: Path, name: str, given: torch.Tensor, own: torch.Tensor) -> None:
+    is_like = (given.is_floating_point(), given.is_complex()) == (own.is_floating_point(), own.is_complex())
+    if given.shape != own.shape or not is_like:
+        raise InputError(
+            f"the weights {path} are of another model: {name} is {given.dtype} {tuple(given.shape)} there, and {own.dtype} "
+            f"{tuple(own.shape)} here."
+        )
+    if not bool(given.isfinite().all()):
+        raise InputError(f"the weights {path} cannot be used: {name} holds NaN or infinity; all numbers must be finite.")
 
 
 def _sparse(

@@ -112,14 +112,14 @@ def _folder(path: Path) -> Images:
 def _decoded(files: Sequence[Path]) -> torch.Tensor:
     """(N, 1 or 3, H, W) in uint8; one channel where all pictures are grey."""
     import numpy
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     kinds = []
     for file in files:  # headers alone, so that what does not fit is found before minutes of decoding
         try:
             with Image.open(file) as picture:
                 kinds.append((picture.size, picture.mode))
-        except (UnidentifiedImageError, OSError) as error:
+        except Exception as error:  # Pillow has errors of many kinds for damaged files, and for too large pictures
             raise InputError(f"{file} is no picture that can be read: {error}") from error
     width, height = kinds[0][0]
     for file, (size, _) in zip(files, kinds, strict=True):
@@ -134,7 +134,7 @@ def _decoded(files: Sequence[Path]) -> torch.Tensor:
         try:
             with Image.open(file) as picture:
                 array = numpy.array(picture.convert(mode))
-        except OSError as error:
+        except Exception as error:  # as above
             raise InputError(f"{file} is damaged: {error}") from error
         pixels[number] = torch.from_numpy(array).view(height, width, -1).permute(2, 0, 1)
     return pixels

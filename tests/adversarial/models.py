@@ -1,0 +1,340 @@
+"""Models that do what the common ones do not."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+from ..plain_dit import Attention, Block, PlainDiT, randomised
+from .tiny import SIDE, AnySize, tiny
+
+T = torch.Tensor
+
+
+class NoTrunk(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: T) -> T:
+        return self.layer(x)
+
+
+class OnePlaceForAll(PlainDiT):
+    """One module, three times in the list."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.blocks = nn.ModuleList([self.blocks[0]] * len(self.blocks))
+
+
+class Rounds(PlainDiT):
+    """The chain of blocks runs twice, as a recurrent model's does."""
+
+    def forward(self, x: T, t: T, y: T) -> T:
+        c, tokens = self.conditioning(t, y), self.embed(x)
+        for block in (*self.blocks, *self.blocks):
+            tokens = block(tokens, c)
+        return self.finish(tokens, c)
+
+
+class TwoTrunks(PlainDiT):
+    """Two chains of like blocks, one after the other."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.more = nn.ModuleList(Block(16, 2, "fused", 0.0) for _ in self.blocks)
+
+    def forward(self, x: T, t: T, y: T) -> T:
+        c, tokens = self.conditioning(t, y), self.embed(x)
+        for block in (*self.blocks, *self.more):
+            tokens = block(tokens, c)
+        return self.finish(tokens, c)
+
+
+class Branches(TwoTrunks):
+    """Two chains side by side; what they return is added."""
+
+    def forward(self, x: T, t: T, y: T) -> T:
+        c, left = self.conditioning(t, y), self.embed(x)
+        right = left
+        for block in self.blocks:
+            left = block(left, c)
+        for block in self.more:
+            right = block(right, c)
+        return self.finish(left + right, c)
+
+
+class NoAttention(PlainDiT):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for block in self.blocks:
+            block.attn = nn.Identity()
+
+
+class TokensGiven(nn.Module):
+    """Takes tokens as they are: no axes are merged anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = tiny().blocks
+
+    def forward(self, tokens: T, t: T) -> T:
+        c = torch.sin(t[:, None].float() * torch.arange(1, 17))
+        for block in self.blocks:
+            tokens = block(tokens, c)
+        return tokens
+
+
+class NoTimestep(PlainDiT):
+    def forward(self, x: T, a: T, b: T) -> T:
+        c, tokens = self.t_mlp[2](a[:, None] * b[:, None] + torch.zeros(16)), self.embed(x)
+        for block in self.blocks:
+            tokens = block(tokens, c)
+        return self.finish(tokens, c)
+
+
+class InPlaceBlock(Block):
+    """Writes into what it was given, as code without autograd in mind does."""
+
+    def forward(self, x: T, c: T) -> T:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=-1)
+        x += gate1 * self.attn(self.norm1(x).mul_(1 + scale1).add_(shift1))
+        return x.add_(gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2))
+
+
+class WritesIntoACopy(Block):
+    def forward(self, x: T, c: T) -> T:
+        x = super().forward(x, c).clone()
+        x[..., ::2] = x[..., ::2] * 1.1
+        return x.add_(0.01)
+
+
+class BatchNormBlock(Block):
+    """Statistics over all tokens of all images, where in training mode."""
+
+    def forward(self, x: T, c: T) -> T:
+        return self.over_batch(super().forward(x, c).transpose(1, 2)).transpose(1, 2)
+
+
+class LooksAtValues(Block):
+    def forward(self, x: T, c: T) -> T:
+        return super().forward(x if x.mean() > 0 else x * 2, c)
+
+
+class KeepsTheAttention(Block):
+    """Leaves what it computed on itself, for somebody to look at."""
+
+    def forward(self, x: T, c: T) -> T:
+        self.last = super().forward(x, c)
+        return self.last
+
+
+class Causal(Attention):
+    def forward(self, x: T) -> T:
+        q, k, v = self.projections(x)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class BranchesOnValues(PlainDiT):
+    def forward(self, x: T, t: T, y: T) -> T:
+        return super().forward(x * 2 if float(x.mean()) > 100 else x, t, y)
+
+
+class ReadsANumber(PlainDiT):
+    def forward(self, x: T, t: T, y: T) -> T:
+        return super().forward(x * (1 + t[0].item() / 1000), t, y)
+
+
+class Counts(PlainDiT):
+    """A buffer counts the calls, and the answer depends on it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: T, t: T, y: T) -> T:
+        self.calls.add_(1)
+        return super().forward(x * self.calls, t, y)
+
+
+class CountsInPython(PlainDiT):
+    """Remembers calls in attributes; capture must not leave any there."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.cache: dict[str, T] = {}
+        self.calls: list[int] = []
+
+    def forward(self, x: T, t: T, y: T) -> T:
+        self.calls.append(1)
+        return super().forward(x * self.cache.setdefault("table", torch.ones(1)), t, y)
+
+
+class WritesAWeight(PlainDiT):
+    """Normalises a weight in its forward, by a number that is read."""
+
+    def forward(self, x: T, t: T, y: T) -> T:
+        with torch.no_grad():
+            self.head.weight.mul_(1 / (1 + self.head.weight.norm().item()))
+        return super().forward(x, t, y)
+
+
+class WritesItsInput(PlainDiT):
+    def forward(self, x: T, t: T, y: T) -> T:
+        return super().forward(x.mul_(2), t, y)
+
+
+class WritesItsInputAndReadsANumber(PlainDiT):
+    def forward(self, x: T, t: T, y: T) -> T:
+        return super().forward(x.mul_(1 + t[0].item()), t, y)
+
+
+class ReturnsItsInput(PlainDiT):
+    def forward(self, x: T, t: T, y: T) -> tuple[T, T, T]:
+        return super().forward(x, t, y), x, x[:, :1].transpose(2, 3)
+
+
+class DrawsFromPython(PlainDiT):
+    def forward(self, x: T, t: T, y: T) -> T:
+        return super().forward(x * random.random(), t, y)
+
+
+class DrawsFromNumpy(PlainDiT):
+    def forward(self, x: T, t: T, y: T) -> T:
+        return super().forward(x * float(numpy.random.rand()), t, y)
+
+
+class Noisy(PlainDiT):
+    def forward(self, x: T, t: T, y: T) -> T:
+        return super().forward(x + torch.randn_like(x), t, y)
+
+
+class Fourier(PlainDiT):
+    """Complex weights ahead of the trunk."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.filter = nn.Parameter(torch.randn(3, SIDE, SIDE, dtype=torch.complex64))
+
+    def embed(self, x: T) -> T:
+        return super().embed(torch.fft.ifft2(torch.fft.fft2(x) * self.filter).real)
+
+
+class Fails(PlainDiT):
+    def forward(self, x: T, t: T, y: T) -> T:
+        raise ValueError("the model's own complaint")
+
+
+class Wrapped(nn.Module):
+    """Any arguments, and an object of its own around the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny()
+
+    def forward(self, *args: T, **kwargs: T) -> dict[str, T]:
+        return {"sample": self.inner(*args, **kwargs)}
+
+
+def with_hooks() -> PlainDiT:
+    """Hooks that change what a block returns, and what another is given."""
+    model = tiny()
+    model.blocks[2].register_forward_hook(lambda module, args, output: output * 1.2)
+    model.blocks[0].register_forward_pre_hook(lambda module, args: (args[0] * 1, args[1]))
+    return model
+
+
+def tied_weights() -> PlainDiT:
+    """One parameter in two blocks, in different modules."""
+    model = tiny()
+    model.blocks[2].mlp[0].weight = model.blocks[0].mlp[0].weight
+    model.blocks[1].attn.qkv.weight = model.blocks[0].attn.qkv.weight
+    return model
+
+
+def shared_parts() -> PlainDiT:
+    """One module within all blocks."""
+    model = tiny()
+    for block in model.blocks:
+        block.mlp = model.blocks[0].mlp
+    return model
+
+
+def with_batch_norm(training: bool) -> PlainDiT:
+    """Batch norms that have seen something."""
+    model = tiny(block=BatchNormBlock)
+    for block in model.blocks:
+        block.over_batch = nn.BatchNorm1d(16)
+        block.over_batch.running_mean.uniform_(-1, 1), block.over_batch.running_var.uniform_(0.5, 2)
+    return model.train(training)
+
+
+def with_spectral_norm() -> PlainDiT:
+    """Parametrised weights; in evaluation mode they are a function of what is stored."""
+    model = tiny()
+    for block in model.blocks:
+        nn.utils.parametrizations.weight_norm(block.mlp[0])
+    return model
+
+
+def causal() -> PlainDiT:
+    """Attention to earlier tokens alone: which tokens are earlier changes with their number."""
+    model = tiny()
+    for block in model.blocks:
+        block.attn.__class__ = Causal
+    return model
+
+
+def unwritten() -> PlainDiT:
+    """A layer that does not know its width yet."""
+    model = tiny()
+    model.head = nn.LazyLinear(12)
+    return model
+
+
+def frozen() -> PlainDiT:
+    """Half of the weights require no gradient."""
+    model = tiny()
+    for parameter in list(model.parameters())[::2]:
+        parameter.requires_grad_(False)
+    return model
+
+
+def with_nan() -> PlainDiT:
+    """A weight of NaN ahead of the trunk."""
+    model = tiny()
+    with torch.no_grad():
+        model.y_embedder.weight[1] = torch.nan
+    return model
+
+
+def on_meta() -> PlainDiT:
+    """Weights without values."""
+    return tiny().to("meta")
+
+
+def traced() -> Any:
+    """A TorchScript module: its Python code is gone."""
+    x, t, y = torch.randn(2, 3, SIDE, SIDE), torch.tensor([5, 5]), torch.tensor([1, 2])
+    return torch.jit.trace(tiny(), (x, t, y), check_trace=False)
+
+
+def in_dtype(dtype: torch.dtype) -> PlainDiT:
+    """A cast copy."""
+    return tiny().to(dtype)
+
+
+def any_size() -> PlainDiT:
+    """For images of other sizes."""
+    return tiny(AnySize)
+
+
+def random_weights(model: nn.Module) -> nn.Module:
+    """Random gates and norms, in evaluation mode."""
+    return randomised(model).eval()
