@@ -92,7 +92,7 @@ class _Run:
 
     def dtypes(self, function: Callable[..., Any]) -> set[torch.dtype]:
         """Of the results, and of the parameters that they were computed with."""
-        held = tensors_of(function).values() if isinstance(function, nn.Module) else ()
+        held = function.parameters() if isinstance(function, nn.Module) else ()
         return {tensor.dtype for tensor in (*(leaf for _, leaf in tensors_in(self.result)), *held)}
 
 
@@ -145,7 +145,7 @@ def _gradients(function: Callable[..., Any], result: Any, starts: dict[str, Tens
     held = function.named_parameters() if isinstance(function, nn.Module) and which != "inputs" else ()
     targets = starts | {f"the gradient of {name}": p for name, p in held if p.requires_grad}
     outputs = [(leaf, _cotangent(leaf, index)) for index, (_, leaf) in enumerate(tensors_in(result))]
-    outputs = [(leaf, cotangent) for leaf, cotangent in outputs if leaf.requires_grad]
+    outputs = [(leaf, cotangent) for leaf, cotangent in outputs if leaf.requires_grad and not leaf.is_meta]
     if not targets or not outputs:
         return {name: torch.zeros_like(target) for name, target in targets.items()}
     roots, cotangents = zip(*outputs, strict=True)

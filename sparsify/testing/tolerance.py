@@ -61,6 +61,7 @@ def _magnitude(tensor: Tensor) -> float:
 
 def mismatch(got: Tensor, expected: Tensor, allowed: float, equal_nan: bool) -> str | None:
     """Where two tensors of one type differ most, if by more than is allowed: to be put behind a name; None if they do not."""
+    got, expected = got.detach(), expected.detach()
     equal = got == expected
     if equal_nan:
         equal |= (got != got) & (expected != expected)
