@@ -70,7 +70,7 @@ def test_a_pass_on_models_that_are_not_chosen() -> None:
 def test_the_example_passes() -> None:
     blocks = BlockRange(1, 2)
     images: dict[str, Any] = {"models": st.just(PLAIN), "max_examples": 1}
-    check_pass(Sprint(blocks), policies=st.just(Policy.dense()), **images)
+    check_pass(Sprint(blocks), policies=st.just(Policy.dense()), before="fuse-attention", **images)
     check_pass(Windowed(blocks), policies=st.just(MODULE), **images)
     density = "fuse-attention,density{schedule=constant(2x2)}"
     check_pass(PooledKeys(blocks), policies=st.just(Policy.dense()), before=density, **images)
@@ -173,7 +173,7 @@ BAD = {
     NoProvenance: ("provenance", r"%neg\w* of outer graph \(aten\.neg\.default\) does not say which pass made it"),
     Nondeterministic: ("determinism", r"two runs on the same program give different ones"),
     MixesRows: ("batch", r"output\[0\] changes by .* when the other rows of the batch change"),
-    LosesGradients: ("gradients", r"blocks\.\S+.* and others had a gradient and has none with the pass"),
+    LosesGradients: ("gradients", r"embed\.weight, .* and others had a gradient and has none with the pass"),
     NotFinite: ("finite", r"output has \d+ values that are no finite numbers"),
     Crashes: ("error", r"KeyError: 'lost' \(while the pass bad ran\)"),
     ChangesTheModel: ("model", "changed the state of random numbers"),
@@ -278,7 +278,7 @@ def test_arguments_are_checked() -> None:
         check_pass(Share)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="max_examples is 0"):
         check_pass(Share(), max_examples=0)
-    with pytest.raises(InputError, match="may_lose is '.q.'"):
+    with pytest.raises(InputError, match=r"may_lose is '\*q\*'"):
         check_pass(Share(), may_lose="*q*")
     with pytest.raises(InputError, match="models gives a Linear"):
         check_pass(Share(), models=st.builds(torch.nn.Linear, st.just(1), st.just(1)))

@@ -60,7 +60,7 @@ class Coloured:
         positions = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
         self.labels = {node: labels.of(node, positions.get(node, -1)) for node in self.nodes}
         if labels.metadata or not labels.parameters:  # what has no name still has a shape
-            for node, value in _values(self.nodes, self._from_above(self.labels)).items():
+            for node, value in _values(self.nodes, self._order()).items():
                 if labels.metadata or node.op == "get_attr":
                     self.labels[node] += f": {value}"
         self.above = self._from_above(self.labels)
@@ -81,6 +81,13 @@ class Coloured:
         for (source, node), places in self.operands.items():
             made.add_edge(source, node, operands=places)
         return made
+
+    def _order(self) -> dict[fx.Node, tuple[int, str]]:
+        """An order in which nodes come behind what they are computed from, and that depends on the flow of data alone."""
+        above, level = self._from_above(self.labels), dict[fx.Node, int]()
+        for node in self.nodes:
+            level[node] = 1 + max((level[source] for source in node.all_input_nodes), default=0)
+        return {node: (level[node], above[node]) for node in self.nodes}
 
     def _from_above(self, labels: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
         """Of each node, all that it is computed from."""
@@ -176,8 +183,8 @@ def _function(target: Any) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', None) or target}"
 
 
-def _values(nodes: Iterable[fx.Node], order: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
-    """What each node claims, with symbols numbered in an order that depends on the flow of data alone."""
+def _values(nodes: Iterable[fx.Node], order: Mapping[fx.Node, tuple[int, str]]) -> dict[fx.Node, str]:
+    """What each node claims, with symbols numbered in this order: what makes a size comes before what has it in a shape."""
     names: dict[sympy.Symbol, sympy.Symbol] = {}
     inputs = [node for node in nodes if node.op == "placeholder"]
     rest = sorted((node for node in nodes if node.op != "placeholder"), key=order.__getitem__)

@@ -112,13 +112,13 @@ def _examine(found: Captured, rewrite: Pass, trial: Trial, claims: Claims, way: 
     if not places:
         return
     _check_determinism(found, rewrite, way, sparse)
+    _check_semantics(found, trial, claims, way, sparse)
     if claims.idempotent:
         twice = _rewritten(found, way, (rewrite, rewrite), outcome)
         if twice is not None and (reason := structural_difference(twice, sparse)):
             raise CheckFailure(
                 "idempotence", f"a second run changes the program again; a is behind two runs and b behind one: {reason}."
             )
-    _check_semantics(found, trial, claims, way, sparse)
 
 
 def _rewritten(found: Captured, way: Way, passes: tuple[Pass, ...], outcome: Outcome, watch: Any = None) -> SparseModel | None:
