@@ -23,7 +23,7 @@ from .reading import spec_of
 from .spec import DiTSpec
 from .trial import Claims, Oracle, Outcome, Trial, examine
 
-_MAX_SHRINKS = 60  # examples that are looked at for a smaller one that fails
+_MAX_SHRINKS = 40  # examples that are looked at for a smaller one that fails
 _STEPS = st.sampled_from([0.5, 0.0, 0.1, 0.25, 0.75, 0.9])  # of the schedule, from the data to noise
 
 Passes = Pass | str | Sequence[Pass | str]
@@ -230,5 +230,5 @@ def _raise_if_unused(search: _Search, rewrite: Pass, claims: Claims) -> None:
         return
     trial, outcome = next(((t, o) for t, o in outcomes if o.refusals), outcomes[0])
     why = outcome.refusals[0] if outcome.refusals else "there is no place for it"
-    message = f"it rewrote nothing in {len(outcomes)} example(s), so nothing was checked. One reason: {why}."
+    message = f"it rewrote nothing in {len(outcomes)} example(s), so nothing was checked. One reason: {why.rstrip('.')}."
     raise _with_code(CheckFailure("unused", message), rewrite, trial, claims)

@@ -185,10 +185,31 @@ def _function(target: Any) -> str:
 
 def _values(nodes: Iterable[fx.Node], order: Mapping[fx.Node, tuple[int, str]]) -> dict[fx.Node, str]:
     """What each node claims, with symbols numbered in this order: what makes a size comes before what has it in a shape."""
-    names: dict[sympy.Symbol, sympy.Symbol] = {}
     inputs = [node for node in nodes if node.op == "placeholder"]
     rest = sorted((node for node in nodes if node.op != "placeholder"), key=order.__getitem__)
-    return {node: _value(node.meta.get("val"), names) for node in (*inputs, *rest)}
+    values = {node: node.meta.get("val") for node in (*inputs, *rest)}
+    names = _numbered([size for value in values.values() for size in _sizes(value)])
+    return {node: _value(value, names) for node, value in values.items()}
+
+
+def _sizes(value: Any) -> Iterable[Any]:
+    if isinstance(value, torch.SymInt):
+        yield sympy.sympify(size_of(value))
+    for item in value.shape if isinstance(value, torch.Tensor) else value if isinstance(value, (list, tuple)) else ():
+        yield from _sizes(item)
+
+
+def _numbered(sizes: list[Any]) -> dict[sympy.Symbol, sympy.Symbol]:
+    """A number for each symbol: a size with one new symbol says which it is, and one with several waits for these."""
+    names: dict[sympy.Symbol, sympy.Symbol] = {}
+    waiting = list(dict.fromkeys(size for size in sizes if size.free_symbols))
+    while waiting:
+        ready = [size for size in waiting if len(size.free_symbols - names.keys()) <= 1]
+        for size in ready or waiting[:1]:
+            for symbol in sorted(size.free_symbols - names.keys(), key=str):
+                names[symbol] = sympy.Symbol(f"d{len(names)}", integer=True, positive=True)
+        waiting = [size for size in waiting if size.free_symbols - names.keys()]
+    return names
 
 
 def _value(value: Any, names: dict[sympy.Symbol, sympy.Symbol]) -> str:
@@ -197,10 +218,7 @@ def _value(value: Any, names: dict[sympy.Symbol, sympy.Symbol]) -> str:
     if isinstance(value, (list, tuple)):
         return f"({', '.join(_value(item, names) for item in value)})"
     if isinstance(value, torch.SymInt):
-        size = sympy.sympify(size_of(value))
-        for symbol in sorted(size.free_symbols - names.keys(), key=str):
-            names[symbol] = sympy.Symbol(f"d{len(names)}", integer=True, positive=True)
-        return str(size.xreplace(names))
+        return str(sympy.sympify(size_of(value)).xreplace(names))
     return str(value) if isinstance(value, int) else type(value).__name__
 
 

@@ -46,9 +46,14 @@ class Captured:
     def __init__(self, spec: DiTSpec) -> None:
         self.model: nn.Module = spec.build()
         self._inputs: dict[str, Any] = spec.example_inputs()
-        request = Request(Policy.dense(), passes=(Cleanup(),))  # with passes, everything that can be found is filled in
+        self._base = self._analysed(None)
+        if not self._base.program.grid:  # of a sequence of fixed length it cannot always be read off the graph
+            self._base = self._analysed(spec.grid)
+
+    def _analysed(self, grid: tuple[int, ...] | None) -> Analysed:
+        request = Request(Policy.dense(), grid, passes=(Cleanup(),))  # with passes, everything that can be found is filled in
         with apart((), self._inputs):
-            self._base: Analysed = analysed(self.model, request, (), self._inputs)
+            return analysed(self.model, request, (), self._inputs)
 
     def start(self) -> Program:
         """The program before any pass, in graphs of its own."""
@@ -62,7 +67,8 @@ class Captured:
         Args:
             way: the pipeline.
             passes: to be run in it.
-            watch: is given the program before the first pass, and returns an observer of the pipeline.
+            watch: is given the program before the first pass, and returns an observer of the pipeline. Only with one the verifier
+                runs after each pass; the same pipeline again is verified at its end.
 
         Raises:
             SparsifyError: as for ``sparsify``, but for passes that change nothing.
@@ -72,7 +78,9 @@ class Captured:
         if not given and policy == Policy.dense():
             return None
         alone = way.policy is None
-        request = Request(policy, savings=way.savings, passes=given, alone=alone, may_change_nothing=True)
+        request = Request(
+            policy, savings=way.savings, passes=given, alone=alone, verify_each=watch is not None, may_change_nothing=True
+        )
         with apart((), self._inputs):
             program = self.start()
             plan = Plan.of(policy, program.paths)
