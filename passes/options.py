@@ -37,12 +37,23 @@ def passes_from_text(text: str) -> tuple[Pass, ...]:
     items = _ITEM.findall(text)
     if ",".join(name + (f"{{{options}}}" if options else "") for name, options in items) != text.replace("{}", ""):
         raise PolicyError(f"pipeline {text!r} is not like 'pool-attention{{blocks=0-1}},cleanup'.")
-    return tuple(_pass_from_text(name, options) for name, options in items)
+    return tuple(_pass_of(pass_named(name), options) for name, options in items)
 
 
-def _pass_from_text(name: str, options: str) -> Pass:
-    cls = pass_named(name)
-    types = _types(cls)
+def read_pass(cls: type[Pass], text: str) -> Pass:
+    """One pass of a class that is known, registered or not.
+
+    Raises:
+        PolicyError: the text is of another form, or of another pass.
+    """
+    match = _ITEM.fullmatch(text)
+    if match is None or match[1] != cls.name:
+        raise PolicyError(f"{text!r} is not like '{cls.name}' or '{cls.name}{{option=value}}'.")
+    return _pass_of(cls, match[2] or "")
+
+
+def _pass_of(cls: type[Pass], options: str) -> Pass:
+    name, types = cls.name, _types(cls)
     values: dict[str, Any] = {}
     for option in options.split():
         key, equals, value = option.partition("=")

@@ -14,9 +14,29 @@ if importlib.util.find_spec("hypothesis") is None:
     )
 
 from .call_strategies import inputs
+from .check import check_pass, replay
+from .equivalence import assert_equivalent
+from .failure import CheckFailure
+from .graphs import graph_inputs, graphs
+from .isomorphism import isomorphic, structural_difference
 from .model import DiT
 from .model_strategies import dits, specs
 from .policy_strategies import policies
 from .spec import DiTSpec
 
-__all__ = ["DiT", "DiTSpec", "dits", "inputs", "policies", "specs"]
+__all__ = [
+    "CheckFailure",
+    "DiT",
+    "DiTSpec",
+    "assert_equivalent",
+    "check_pass",
+    "dits",
+    "graph_inputs",
+    "graphs",
+    "inputs",
+    "isomorphic",
+    "policies",
+    "replay",
+    "specs",
+    "structural_difference",
+]

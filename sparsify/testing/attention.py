@@ -29,7 +29,9 @@ class Projections(nn.Module):
         batch, tokens, width = x.shape
         rest: Tensor | None
         if self.fused:
-            qkv, rest = self.qkv(x).split([3 * width, self.qkv.out_features - 3 * width], dim=-1)
+            qkv, rest = self.qkv(x), None
+            if self.qkv.out_features > 3 * width:
+                qkv, rest = qkv.split([3 * width, self.qkv.out_features - 3 * width], dim=-1)
             q, k, v = qkv.reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         else:
             q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))

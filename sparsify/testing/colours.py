@@ -1,0 +1,231 @@
+"""Colours of a graph's nodes, equal only for nodes that may stand for each other: Weisfeiler-Lehman on the flow of data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from ..probe import is_random
+from ..shapes import size_of
+
+Operands = tuple[str, ...]  # where in a node's arguments another one stands, such as ("0", "1.2", "bias")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What of a node counts, besides what it is connected to.
+
+    Attributes:
+        metadata: whether the value it claims does.
+        parameters: whether the name of a parameter does.
+        constants: tensors and regions by name; these count as what they are, not by their names.
+    """
+
+    metadata: bool
+    parameters: bool
+    constants: Mapping[str, Any]
+
+    def of(self, node: fx.Node, position: int) -> str:
+        """``position`` is that among the inputs of the graph."""
+        if node.op == "placeholder":
+            return f"input {position}"
+        if node.op == "get_attr":
+            return f"get_attr {self._named(node)}"
+        target = node.target if isinstance(node.target, str) else _function(node.target)
+        body = " as a block" if "body" in node.meta else ""
+        return f"{node.op} {target}{body} {_outline(node.args)} {_outline(node.kwargs)}"
+
+    def _named(self, node: fx.Node) -> str:
+        constant = self.constants.get(str(node.target))
+        if isinstance(constant, fx.GraphModule):
+            return f"region {sorted(Coloured(constant.graph, self).colours.values())}"
+        if isinstance(constant, torch.Tensor):
+            return f"constant {_digest(constant)}"
+        return str(node.target) if self.parameters else "parameter"
+
+
+class Coloured:
+    """A graph with a colour for every node."""
+
+    def __init__(self, graph: fx.Graph, labels: Labels) -> None:
+        self.nodes = list(graph.nodes)
+        self.operands = _operands(self.nodes)
+        positions = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
+        self.labels = {node: labels.of(node, positions.get(node, -1)) for node in self.nodes}
+        if labels.metadata or not labels.parameters:  # what has no name still has a shape
+            for node, value in _values(self.nodes, self._order()).items():
+                if labels.metadata or node.op == "get_attr":
+                    self.labels[node] += f": {value}"
+        self.above = self._from_above(self.labels)
+        self.colours = self._refined()
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether no two nodes have the same colour."""
+        return len(set(self.colours.values())) == len(self.nodes)
+
+    def as_networkx(self) -> Any:
+        """A directed graph with ``colour`` at its nodes and ``operands`` at its edges."""
+        import networkx
+
+        made = networkx.DiGraph()
+        for node in self.nodes:
+            made.add_node(node, colour=self.colours[node])
+        for (source, node), places in self.operands.items():
+            made.add_edge(source, node, operands=places)
+        return made
+
+    def _order(self) -> dict[fx.Node, tuple[int, str]]:
+        """An order in which nodes come behind what they are computed from, and that depends on the flow of data alone."""
+        above, level = self._from_above(self.labels), dict[fx.Node, int]()
+        for node in self.nodes:
+            level[node] = 1 + max((level[source] for source in node.all_input_nodes), default=0)
+        return {node: (level[node], above[node]) for node in self.nodes}
+
+    def _from_above(self, labels: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
+        """Of each node, all that it is computed from."""
+        sources = defaultdict(list)
+        for (source, node), places in self.operands.items():
+            sources[node].append((places, source))
+        found: dict[fx.Node, str] = {}
+        for node in self.nodes:
+            found[node] = _hash(labels[node], sorted((places, found[source]) for places, source in sources[node]))
+        return found
+
+    def _refined(self) -> dict[fx.Node, str]:
+        """From above, then from below, then from all sides until nothing more is told apart."""
+        readers, sources = defaultdict(list), defaultdict(list)
+        for (source, node), places in self.operands.items():
+            readers[source].append((places, node))
+            sources[node].append((places, source))
+        colours = dict(self.above)
+        for node in reversed(self.nodes):
+            colours[node] = _hash(colours[node], sorted((places, colours[reader]) for places, reader in readers[node]))
+        count = 0
+        while len(set(colours.values())) > count:
+            count = len(set(colours.values()))
+            colours = {
+                node: _hash(
+                    colours[node],
+                    sorted((places, colours[source]) for places, source in sources[node]),
+                    sorted((places, colours[reader]) for places, reader in readers[node]),
+                )
+                for node in self.nodes
+            }
+        return colours
+
+
+def unmatched(a: Coloured, b: Coloured) -> str | None:
+    """A node of one graph for which the other has none of its colour, in words; None if the colours are the same."""
+    if Counter(a.colours.values()) == Counter(b.colours.values()):
+        return None
+    for mine, theirs, names in ((a, b, "ab"), (b, a, "ba")):
+        for kind in ("labels", "above", "colours"):
+            left, right = getattr(mine, kind), Counter(getattr(theirs, kind).values())
+            spare = Counter(left.values()) - right
+            found = [node for node in mine.nodes if left[node] in spare]
+            if found:
+                why = {"labels": "like it", "above": "computed from the same", "colours": "read by the same"}[kind]
+                return f"%{found[0].name} of {names[0]} ({mine.labels[found[0]]}) has no node {why} in {names[1]}"
+    return "they are refined in another number of steps"
+
+
+def _operands(nodes: Iterable[fx.Node]) -> dict[tuple[fx.Node, fx.Node], Operands]:
+    """Every edge, with the places at which the one stands among the arguments of the other."""
+    found: dict[tuple[fx.Node, fx.Node], Operands] = {}
+    last: fx.Node | None = None
+    for node in nodes:
+        for place, source in (*_places(node.args, ""), *_places(node.kwargs, "")):
+            found[source, node] = (*found.get((source, node), ()), place)
+        if node.op == "call_function" and is_random(node):
+            if last is not None:
+                found[last, node] = (*found.get((last, node), ()), "random numbers")
+            last = node
+    return found
+
+
+def _places(argument: Any, at: str) -> Iterable[tuple[str, fx.Node]]:
+    if isinstance(argument, fx.Node):
+        yield at, argument
+    for key, item in _items(argument):
+        yield from _places(item, f"{at}.{key}" if at else str(key))
+
+
+def _items(argument: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(argument, Mapping):
+        return sorted(argument.items())
+    if isinstance(argument, slice):
+        return [(name, getattr(argument, name)) for name in ("start", "stop", "step")]
+    return enumerate(argument) if isinstance(argument, (list, tuple)) else ()
+
+
+def _outline(argument: Any) -> str:
+    """Arguments with a mark where nodes stand; 1, 1.0 and True are different, and so are 0.0 and -0.0."""
+    if isinstance(argument, fx.Node):
+        return "%"
+    if isinstance(argument, (Mapping, slice)):
+        return f"{{{', '.join(f'{key}: {_outline(item)}' for key, item in _items(argument))}}}"
+    if isinstance(argument, (list, tuple)):  # torch.fx makes either of what was the other
+        return f"({', '.join(map(_outline, argument))})"
+    return repr(argument)
+
+
+def _function(target: Any) -> str:
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)):
+        return str(target)
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', None) or target}"
+
+
+def _values(nodes: Iterable[fx.Node], order: Mapping[fx.Node, tuple[int, str]]) -> dict[fx.Node, str]:
+    """What each node claims, with symbols numbered in this order: what makes a size comes before what has it in a shape."""
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    rest = sorted((node for node in nodes if node.op != "placeholder"), key=order.__getitem__)
+    values = {node: node.meta.get("val") for node in (*inputs, *rest)}
+    names = _numbered([size for value in values.values() for size in _sizes(value)])
+    return {node: _value(value, names) for node, value in values.items()}
+
+
+def _sizes(value: Any) -> Iterable[Any]:
+    if isinstance(value, torch.SymInt):
+        yield sympy.sympify(size_of(value))
+    for item in value.shape if isinstance(value, torch.Tensor) else value if isinstance(value, (list, tuple)) else ():
+        yield from _sizes(item)
+
+
+def _numbered(sizes: list[Any]) -> dict[sympy.Symbol, sympy.Symbol]:
+    """A number for each symbol: a size with one new symbol says which it is, and one with several waits for these."""
+    names: dict[sympy.Symbol, sympy.Symbol] = {}
+    waiting = list(dict.fromkeys(size for size in sizes if size.free_symbols))
+    while waiting:
+        ready = [size for size in waiting if len(size.free_symbols - names.keys()) <= 1]
+        for size in ready or waiting[:1]:
+            for symbol in sorted(size.free_symbols - names.keys(), key=str):
+                names[symbol] = sympy.Symbol(f"d{len(names)}", integer=True, positive=True)
+        waiting = [size for size in waiting if size.free_symbols - names.keys()]
+    return names
+
+
+def _value(value: Any, names: dict[sympy.Symbol, sympy.Symbol]) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}[{', '.join(_value(size, names) for size in value.shape)}] on {value.device}"
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(_value(item, names) for item in value)})"
+    if isinstance(value, torch.SymInt):
+        return str(sympy.sympify(size_of(value)).xreplace(names))
+    return str(value) if isinstance(value, int) else type(value).__name__
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    kind = f"{tensor.dtype}{list(tensor.shape)}"
+    return kind if tensor.is_meta else f"{kind} {_hash(tensor.detach().cpu().reshape(-1).tolist())}"
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()

@@ -1,0 +1,116 @@
+"""Whether two graphs or programs are the same up to the names of nodes and the order of what does not depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx
+
+from ..errors import InputError
+from ..program import Body, Program
+from ..runtime import SparseModel
+from .colours import Coloured, Labels, unmatched
+
+_BODY_FIELDS = ("tokens", "token_output", "updates", "token_axis", "twins", "given")
+
+
+def isomorphic(a: Any, b: Any, *, metadata: bool = True, parameters: bool = True) -> bool:
+    """Whether two graphs compute the same from the same inputs, read as data flow.
+
+    Names of nodes and of bodies do not matter, nor does the order of independent operators, nor what symbols of sizes are called.
+    Inputs in their order, targets, constants with their types, which operand stands where, keyword arguments, and the order of
+    operators that draw random numbers do.
+
+    Args:
+        a: a torch.fx graph or module, a program, or a sparse model.
+        b: what it is compared to, of the same kind.
+        metadata: whether the shapes, dtypes and devices that nodes claim must be equal.
+        parameters: whether parameters must have equal names, or only equal shapes.
+
+    Raises:
+        InputError: there is no graph in one of them, or one is a program and the other is not.
+    """
+    return structural_difference(a, b, metadata=metadata, parameters=parameters) is None
+
+
+def structural_difference(a: Any, b: Any, *, metadata: bool = True, parameters: bool = True) -> str | None:
+    """Why two graphs are not isomorphic, in a sentence that names a node; None if they are. Arguments as for :func:`isomorphic`."""
+    a, b = (each.program if isinstance(each, SparseModel) else each for each in (a, b))
+    if isinstance(a, Program) and isinstance(b, Program):
+        return _of_programs(a, b, metadata, parameters)
+    if isinstance(a, Program) or isinstance(b, Program):
+        raise InputError(f"a is a {type(a).__name__} and b a {type(b).__name__}; compare two programs, or two graphs.")
+    (left, mine), (right, theirs) = _graph_of(a), _graph_of(b)
+    return _of_graphs(left, right, Labels(metadata, parameters, mine), Labels(metadata, parameters, theirs))
+
+
+def _graph_of(value: Any) -> tuple[fx.Graph, Mapping[str, Any]]:
+    """A graph, and the constants that it names; those of a lone graph and parameters go by their names."""
+    if isinstance(value, fx.GraphModule):
+        names = {str(node.target) for node in value.graph.find_nodes(op="get_attr")}
+        regions = {name: region for name in names if isinstance(region := _attribute(value, name), fx.GraphModule)}
+        return value.graph, regions
+    if isinstance(value, fx.Graph):
+        return value, {}
+    raise InputError(f"{type(value).__name__} is no graph; give a torch.fx Graph or GraphModule, a Program or a SparseModel.")
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
+
+
+def _of_programs(a: Program, b: Program, metadata: bool, parameters: bool) -> str | None:
+    def labels(program: Program, body: Body | None = None) -> Labels:
+        return Labels(metadata, parameters, program.constants if body is None else body.constants)
+
+    for what, of in _ASPECTS.items():
+        if of(a) != of(b):
+            return f"{what}: {of(a)} and {of(b)}"
+    if reason := _of_graphs(a.graph, b.graph, labels(a), labels(b)):
+        return f"outer graph: {reason}"
+    for name, graph in a.prompts.items():
+        if reason := _of_graphs(graph, b.prompts[name], labels(a), labels(b)):
+            return f"{name}: {reason}"
+    run_by = {node.target: node.meta["body"] for node in b.all_block_nodes}
+    pairs = {node.target: (node.meta["body"], run_by[node.target]) for node in a.all_block_nodes}
+    mine, theirs = dict(pairs.values()), {other: one for one, other in pairs.values()}
+    for path, (one, other) in pairs.items():
+        if mine[one] != other or theirs[other] != one:
+            return f"{path} shares its body with other blocks in one of them than in the other"
+    for one, other in dict.fromkeys(pairs.values()):
+        left, right = a.bodies[one], b.bodies[other]
+        if wrong := [name for name in _BODY_FIELDS if getattr(left, name) != getattr(right, name)]:
+            return f"{one}: {wrong[0]} is {getattr(left, wrong[0])} and {getattr(right, wrong[0])}"
+        if reason := _of_graphs(left.graph, right.graph, labels(a, left), labels(b, right)):
+            return f"{one}: {reason}"
+    return None
+
+
+# What is compared of a program besides its graphs.
+_ASPECTS: dict[str, Any] = {
+    "blocks": lambda program: [str(node.target) for node in program.all_block_nodes],
+    "trunk": lambda program: program.paths,
+    "density": lambda program: program.density,
+    "new layers": lambda program: [(layer.name, layer.shapes) for layer in program.layers],
+    "graphs of the prompt": lambda program: list(program.prompts),
+}
+
+
+def _of_graphs(a: fx.Graph, b: fx.Graph, labels: Labels, others: Labels) -> str | None:
+    mine, theirs = Coloured(a, labels), Coloured(b, others)
+    if reason := unmatched(mine, theirs):  # refuses nearly all that differ, at the cost of sorting
+        return reason
+    if mine.is_discrete:  # every node has a colour of its own: the colours are the isomorphism
+        return None
+    import networkx
+
+    same = networkx.is_isomorphic(
+        mine.as_networkx(),
+        theirs.as_networkx(),
+        node_match=networkx.algorithms.isomorphism.categorical_node_match("colour", None),
+        edge_match=networkx.algorithms.isomorphism.categorical_edge_match("operands", None),
+    )
+    return None if same else "each node has a counterpart of its kind, but they are not connected alike"
