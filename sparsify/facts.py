@@ -29,10 +29,10 @@ def facts_of(program: Program) -> list[sympy.Basic]:
             bound = binding(body, call)
             found += [fact.xreplace(bound) for fact in inner]
     found = list(dict.fromkeys(found))
-    sides = {size_of(node.meta["val"]): int(node.args[1]) for node in program.pooled_nodes}  # those that are read, by their axis
+    axes: dict[Any, Any] = {size_of(node.meta["val"]): node.args[1] for node in program.pooled_nodes}  # of sides that are read
     known: dict[Any, Any] = dict(program.shape_env.backed_var_to_val)
     for grid in program.density.grids(program.grid_hint) if program.density is not None else ():
-        sizes = known | {side: grid[axis] for side, axis in sides.items()}
+        sizes = known | {side: grid[axis] for side, axis in axes.items()}
         if broken := [fact for fact in found if fact.xreplace(sizes) == sympy.false]:
             raise RewriteError(
                 f"the code of a pass was traced where {broken[0]}, which does not hold at the pooled grid {grid}."

@@ -49,7 +49,7 @@ MODULE = Policy(1, SDTM(1, 1, 1, 0), 0, HALF)
     ("rewrite", "spec"),
     [
         (FuseAttention(), PLAIN), (MeanBeforeLinear(), PLAIN), (LinearBeforeCopy(), PLAIN), (NarrowLinear(), PLAIN), (Share(), PLAIN),
-        (Cleanup(), PLAIN), (OnceForBlocks(), TEXT), (PromptOnce(), TEXT),
+        (Cleanup(), PLAIN), (OnceForBlocks(), PLAIN), (PromptOnce(), TEXT),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )  # fmt: skip
@@ -66,7 +66,7 @@ def test_exact_passes_of_the_package_on_random_models(rewrite: Pass) -> None:
 
 
 def test_a_pass_on_models_that_are_not_chosen() -> None:
-    check_pass(Share(), max_examples=2, seed=3)
+    check_pass(FuseAttention(), models=specs(written=True, text="none"), max_examples=1)
 
 
 def test_the_example_passes() -> None:
@@ -170,7 +170,7 @@ class ChangesTheModel(Bad):
 
 BAD = {
     WrongShape: ("verifier", r"pass bad left an illegal outer graph: .* claims float64\[.*but yields float64"),
-    WrongValue: ("exact", r"output at \[.*the difference is .* eps of float64 x depth 2"),
+    WrongValue: ("exact", r"output at \[.*the difference is .* eps of float64 x depth \d"),
     NotIdempotent: ("idempotence", r"%neg\w* of a .* has no node .* in b"),
     NoProvenance: ("provenance", r"%neg\w* of outer graph \(aten\.neg\.default\) does not say which pass made it"),
     Nondeterministic: ("determinism", r"two runs on the same program give different ones"),

@@ -483,7 +483,7 @@ COMPILED = [
     DiTSpec(depth=2, grid=(2, 2, 3), head_width=6, rope=True, text="cross", text_tokens=3, flow=True),
     DiTSpec(depth=2, grid=(3, 3), written=True, qk_norm="layer", rope=True, rope_style="half", mask="bias", modulation="adaln-zero", text="joint"),
     DiTSpec(
-        depth=4, grid=(3, 3), qk_norm="rms", positions="sinusoid", modulation="adaln-single", parallel=True, text="joint",
+        grid=(3, 3), qk_norm="rms", positions="sinusoid", modulation="adaln-single", parallel=True, text="joint",
         text_tokens=2, text_first=True, single=2,
     ),
 ]  # fmt: skip

@@ -71,7 +71,8 @@ def assert_equivalent(
     _compare(dict(tensors_in(mine.result)), dict(tensors_in(theirs.result)), tolerance, equal_nan)
     if gradients:
         names = _common(mine.gradients, theirs.gradients, a, b, gradients)
-        _compare(*({name: each.gradients[name] for name in names} for each in (mine, theirs)), tolerance, equal_nan)
+        got, expected = ({name: each.gradients[name] for name in names} for each in (mine, theirs))
+        _compare(got, expected, tolerance, equal_nan)
 
 
 def depth_of(function: Callable[..., Any]) -> int:
@@ -159,7 +160,7 @@ def _gradients(function: Callable[..., Any], result: Any, starts: dict[str, Tens
 def _cotangent(output: Tensor, seed: int) -> Tensor:
     """Random numbers of norm about 1: the same for equal shapes, on every device and in every dtype."""
     drawn = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (drawn / max(1, output.numel()) ** 0.5).to(output)
+    return drawn.div(max(1, output.numel()) ** 0.5).to(output)
 
 
 def _detached(leaf: Any) -> Any:
