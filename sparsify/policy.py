@@ -221,7 +221,7 @@ class Policy:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> Policy:
+    def from_json(cls, text: str | bytes) -> Policy:
         """Read what :meth:`to_json` wrote.
 
         Raises:

@@ -158,12 +158,21 @@ def _same_size(a: Any, b: Any) -> bool:
     if a is b:
         return True
     sizes = size_of(a), size_of(b)
-    if sizes[0] == sizes[1] or (sizes[0] - sizes[1]).expand() == 0:
+    if sizes[0] == sizes[1] or (difference := (sizes[0] - sizes[1]).expand()) == 0:
+        return True
+    if isinstance(difference, sympy.Basic) and difference.xreplace(_sides_of_one(a, b)).expand() == 0:
         return True
     numbers = [size.is_number if isinstance(size, sympy.Basic) else True for size in sizes]
     hints = [int(size) if number else _hint(value) for size, number, value in zip(sizes, numbers, (a, b), strict=True)]
     # A number that was a size by a guard agrees with that size; a size that depends on values is new at every run.
     return None in hints or (any(numbers) and hints[0] == hints[1])
+
+
+def _sides_of_one(*sizes: Any) -> dict[sympy.Basic, sympy.Basic]:
+    """Sizes made of others that are one by a guard, such as the rows of a grid of 1 x 8 tokens; torch puts in symbols alone."""
+    envs = {id(size.node.shape_env): size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)}
+    guards = (guard.expr for env in envs.values() for guard in env.guards if isinstance(guard.expr, sympy.Eq))
+    return {guard.lhs: guard.rhs for guard in guards if guard.rhs == 1}
 
 
 def _hint(size: torch.SymInt) -> int | None:

@@ -1,4 +1,4 @@
-"""Models that do what the common ones do not: the right answer, or a refusal with its reason; never a wrong result."""
+"""Models that do what the common ones do not, looked at more closely than a row of ``tests.adversarial`` can."""
 
 from __future__ import annotations
 
@@ -57,19 +57,8 @@ def bound_methods_of_other_objects(model: PlainDiT) -> None:
         block.__class__, block.act = Scaled, Scale(1 + index / 10).__call__
 
 
-def in_place_writes(model: PlainDiT) -> None:
-    class InPlace(Block):
-        def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-            x = super().forward(x, c).clone()
-            x[..., ::2] = x[..., ::2] * 1.1
-            return x.add_(0.01)
-
-    for block in model.blocks:
-        block.__class__ = InPlace
-
-
 @pytest.mark.parametrize(
-    "change", [hooks_on_blocks, hook_inside_one_block, modules_in_a_plain_list, bound_methods_of_other_objects, in_place_writes]
+    "change", [hooks_on_blocks, hook_inside_one_block, modules_in_a_plain_list, bound_methods_of_other_objects]
 )
 def test_dense_policy_is_still_the_model(change: Callable[[PlainDiT], None]) -> None:
     model = plain()

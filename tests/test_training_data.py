@@ -47,12 +47,6 @@ def test_files(tmp_path: Path) -> None:
     assert load_images(tmp_path / "c.npz").shape == (3, 6, 5)
 
 
-def test_no_pickle_is_executed(tmp_path: Path) -> None:
-    numpy.save(tmp_path / "a.npy", numpy.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(InputError, match=r"a.npy cannot be read: ValueError: .*Python objects"):
-        load_images(tmp_path / "a.npy")
-
-
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_folders_of_pictures(tmp_path: Path, mode: str) -> None:
     for name, grey in (("cats/b.png", 10), ("cats/a.png", 20), ("dogs/deep/c.png", 30)):

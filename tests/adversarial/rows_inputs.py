@@ -11,7 +11,7 @@ from sparsify import SDTM, Density, InputError, Policy, PolicyError
 from sparsify.errors import NotCapturedError
 
 from ..test_exact import randomise_restores
-from .models import any_size
+from .builders import any_size
 from .rows_models import refused
 from .scene import Row, Scene
 from .tiny import POLICY, TOLERANCE, expected, given, shared, tiny
@@ -151,5 +151,8 @@ ROWS = [
     Row(GROUP, "other resolutions, one of them no multiple of the patch", other_sizes),
     Row(GROUP, "a resolution below the pooled grid", too_small, PolicyError, ("(3, 3)", "larger than the token grid (1, 4)")),
     Row(GROUP, "a grid of 1 x 8 tokens", a_row),
+    Row(GROUP, "example inputs without a timestep", refused(tiny, inputs=lambda: given()[:1]), InputError, ("missing a required argument: 't'",)),
+    Row(GROUP, "example inputs under other names", refused(tiny, inputs=lambda: {"x": torch.ones(1), "z": 1}), InputError, ("do not fit the model's signature", "'t'")),
+    Row(GROUP, "a number for example inputs", refused(tiny, inputs=lambda: 5), InputError, ("example_inputs is a int", "tuple", "dict")),
     Row(GROUP, "parameters asked for before the first call", at_first_call, NotCapturedError, ("Pass example_inputs",)),
 ]  # fmt: skip

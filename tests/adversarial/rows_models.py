@@ -11,13 +11,15 @@ from torch import nn
 
 from sparsify import SDTM, CaptureError, Density, GridError, InputError, Policy, PolicyError, RewriteError, TrunkError
 
-from ..test_exact import randomise_restores
+from ..oracle import plain_dit_run
+from ..test_exact import oracle_trunk, randomise_restores
+from . import builders as b
 from . import models as m
 from .scene import Row, Scene
-from .tiny import POLICY, TOLERANCE, Change, expected, given, tiny
+from .tiny import POLICY, TOLERANCE, Change, expected, given, shared, tiny
 
 GROUP = "model"
-POOLS_ONLY = Policy(1, (), 2)
+SIX = Policy(0, SDTM(1, 1, 1, 0) * 2, 0, POLICY.density)
 
 
 def refused(
@@ -164,7 +166,7 @@ def parallel(scene: Scene) -> None:
 
 
 def frozen(scene: Scene) -> None:
-    model = m.frozen()
+    model = b.frozen()
     sparse, call = scene.sparsify(model, POLICY, given()), given()
     found = sparse(*call)
     scene.same(found.detach(), expected(sparse, model, call), TOLERANCE)
@@ -174,7 +176,7 @@ def frozen(scene: Scene) -> None:
 
 def on_meta(scene: Scene) -> None:
     inputs = tuple(x.to("meta") for x in given())
-    sparse = scene.sparsify(m.on_meta(), POLICY, inputs)
+    sparse = scene.sparsify(b.on_meta(), POLICY, inputs)
     with sparse.at(700):
         scene.same(sparse(*inputs), torch.empty(2, 3, 8, 8, device="meta"))
     sparse(*inputs)
@@ -186,9 +188,11 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor]:
 
 def grid_is_given(scene: Scene) -> None:
     policy = Policy(0, SDTM(1, 1, 1, 0), 0, Density.constant(grid=(2, 3)))
-    model = m.TokensGiven()
+    model, call = m.TokensGiven(), tokens()
     sparse = scene.sparsify(model, policy, tokens(), grid=(4, 6))
-    scene.same(sparse.report().grid, (4, 6))
+    randomise_restores(sparse)
+    run = plain_dit_run(model.conditioning(call[1]))
+    scene.same(sparse(*call), oracle_trunk(sparse, policy, model.blocks, call[0], run, (4, 6), (2, 3)), TOLERANCE)
 
 
 def any_nesting(scene: Scene) -> None:
@@ -204,23 +208,23 @@ _CASES: tuple[tuple[str, Callable[[Scene], None], Any, tuple[str, ...]], ...] = 
     ("no block at all", refused(lambda: tiny(depth=0)), TrunkError, ("no trunk found",)),
     ("one module three times in the list of blocks", refused(lambda: tiny(m.OnePlaceForAll)), TrunkError, ("blocks.0", "share weights")),
     ("blocks that run in two rounds", refused(lambda: tiny(m.Rounds)), TrunkError, ("runs 2 times in one call", "share weights")),
-    ("one parameter in two blocks", answers(m.tied_weights), None, ()),
-    ("one module within all blocks", answers(m.shared_parts), None, ()),
+    ("one parameter in two blocks", answers(b.tied_weights), None, ()),
+    ("one module within all blocks", answers(b.shared_parts), None, ()),
     ("two trunks, one after the other", refused(lambda: tiny(m.TwoTrunks)), PolicyError, ("3 blocks", "6")),
-    ("two trunks side by side", refused(lambda: tiny(m.Branches)), TrunkError, ("more.0",)),
+    ("two trunks side by side", refused(lambda: tiny(m.Branches), SIX), CaptureError, ("more.0", "blocks.2", "no chain")),
     ("blocks without attention", refused(lambda: tiny(m.NoAttention)), RewriteError, ("no attention over the trunk's tokens",)),
-    ("causal attention", refused(m.causal), RewriteError, ()),
+    ("causal attention", refused(b.causal), RewriteError, ()),
     ("no timestep among the inputs", refused(lambda: tiny(m.NoTimestep)), InputError, ("Pass timestep=",)),
     ("no grid to be read", refused(m.TokensGiven, inputs=tokens), GridError, ("Pass grid=",)),
     ("no grid to be read, and one given", grid_is_given, None, ()),
-    ("sparsified already", refused(lambda: m.shared()[1]), RewriteError, ("sparsified already", "original model")),
-    ("a sparsified model inside", refused(lambda: nn.Sequential(m.shared()[1])), RewriteError, ("sparsified already",)),
+    ("sparsified already", refused(lambda: shared()[1]), RewriteError, ("sparsified already", "original model")),
+    ("a sparsified model inside", refused(lambda: nn.Sequential(shared()[1])), RewriteError, ("sparsified already",)),
     ("blocks write into what they are given", refused(lambda: tiny(block=m.InPlaceBlock)), CaptureError, ("writes to",)),
     ("blocks write into a copy", answers(lambda: tiny(block=m.WritesIntoACopy), written), None, ()),
-    ("batch norm in blocks, training", refused(lambda: m.with_batch_norm(True)), CaptureError, ("writes to", "running_mean")),
-    ("batch norm in blocks, evaluation", answers(lambda: m.with_batch_norm(False), normed), None, ()),
-    ("hooks on blocks", answers(m.with_hooks, scaled), None, ()),
-    ("weight norm in blocks", answers(m.with_spectral_norm), None, ()),
+    ("batch norm in blocks, training", refused(lambda: b.with_batch_norm(True)), CaptureError, ("writes to", "running_mean")),
+    ("batch norm in blocks, evaluation", answers(lambda: b.with_batch_norm(False), normed), None, ()),
+    ("hooks on blocks", answers(b.with_hooks, scaled), None, ()),
+    ("weight norm in blocks", answers(b.with_spectral_norm), None, ()),
     ("blocks keep what they computed on themselves", answers(lambda: tiny(block=m.KeepsTheAttention)), None, ()),
     ("a block branches on values", refused(lambda: tiny(block=m.LooksAtValues)), CaptureError, ("LooksAtValues", "data-dependent")),
     ("the model branches on values", in_both_branches, None, ()),
@@ -241,15 +245,15 @@ _CASES: tuple[tuple[str, Callable[[Scene], None], Any, tuple[str, ...]], ...] = 
     ("captured under inference_mode", under(torch.inference_mode), None, ()),
     ("a compiled model", refused(lambda: torch.compile(tiny())), InputError, ("is compiled", "original model")),
     ("a compiled block", refused(block_is_compiled), InputError, ("blocks.1", "is compiled")),
-    ("a TorchScript module", refused(m.traced), InputError, ("TorchScript", "original model")),
+    ("a TorchScript module", refused(b.traced), InputError, ("TorchScript", "original model")),
     ("DataParallel", parallel, None, ()),
     ("weights on the meta device, and a timestep", on_meta, InputError, ("meta device", "at(timestep)")),
-    ("complex weights", answers(lambda: tiny(m.Fourier)), None, ()),
+    ("complex weights", answers(lambda: tiny(m.Fourier, width=24)), None, ()),
     ("frozen parameters", frozen, None, ()),
-    ("a layer that is not initialised yet", refused(m.unwritten), InputError, ("head.weight", "LazyLinear")),
-    ("a weight of NaN", dense(m.with_nan), None, ()),
-    ("weights in float16", dense(lambda: m.in_dtype(torch.float16), lambda: half(torch.float16)), None, ()),
-    ("weights in bfloat16", dense(lambda: m.in_dtype(torch.bfloat16), lambda: half(torch.bfloat16)), None, ()),
+    ("a layer that is not initialised yet", refused(b.unwritten), InputError, ("head.weight", "LazyLinear")),
+    ("a weight of NaN", dense(b.with_nan), None, ()),
+    ("weights in float16", dense(lambda: b.in_dtype(torch.float16), lambda: half(torch.float16)), None, ()),
+    ("weights in bfloat16", dense(lambda: b.in_dtype(torch.bfloat16), lambda: half(torch.bfloat16)), None, ()),
 )  # fmt: skip
 
 
