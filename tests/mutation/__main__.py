@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .mutants import mutants, places
 from .results import Score, Store, total
-from .runner import MutationError, Runner, prepared
+from .runner import MutationError, Runner, import_all, prepared
 from .show import show, write
 from .survivors import REASONS, read_reasons, reason_for
-from .targets import TARGETS, Target, chosen, read_targets
+from .targets import TARGETS, Target, chosen, read_imports, read_targets
+from .warm import warm_up
 
 GOAL = 0.9
 SAMPLE = 20
@@ -40,11 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         targets = chosen(read_targets(options.targets), options.modules)
         reasons = read_reasons(options.reasons)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with prepared(root) as scratch:
+            import_all(read_imports(options.targets))
+            warm_up()
             scores = _run(root, targets, sample, options, scratch, console)
     except (MutationError, ValueError, OSError) as error:
         console.print(f"error: {error}", markup=False, highlight=False, style="red")
         return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; --resume goes on from here")
+        return 130
     show(console, scores, reasons, GOAL)
     write(options.json, scores, reasons, options.seed, sample)
     everything = total(scores)

@@ -76,7 +76,9 @@ class _Order:
             self.failed.append(f"import of {report.nodeid}")
 
 
-def run_child(root: Path, target: Target, code: str, seconds: Mapping[str, float], kills: Counter[str], base: Path) -> NoReturn:
+def run_child(
+    root: Path, target: Target, code: str, seconds: Mapping[str, float], kills: Counter[str], base: Path, parent: int
+) -> NoReturn:
     """Run the tests and end the process; ``base`` with suffixes ``.log`` and ``.json`` is what is left of it.
 
     Args:
@@ -86,17 +88,21 @@ def run_child(root: Path, target: Target, code: str, seconds: Mapping[str, float
         seconds: what each test takes.
         kills: how many mutants each test has killed.
         base: path of the results.
+        parent: the process of the tool.
     """
     status = BROKEN
     try:
         os.setsid()  # so that processes started by tests end with it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.open(base.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)  # a mutant that hangs does not outlive the tool
+            if os.getppid() != parent:
+                os._exit(BROKEN)  # it has ended already
         os.chdir(root)
         loader = _Loader(root / target.path, code)
         sys.meta_path.insert(0, _Finder(target.module, loader))

@@ -24,7 +24,6 @@ from .child import run_child
 from .mutants import Mutant
 from .results import KILLED, SURVIVED, TIMED_OUT, Result
 from .targets import Target
-from .warm import warm_up
 
 
 class MutationError(RuntimeError):
@@ -66,7 +65,7 @@ class Runner:
     limit: float = 600.0
 
     def baseline(self) -> float:
-        """Run the tests on the module as it is: how long they take, and what they import; again if they were slower for an import.
+        """Run the tests on the module as it is: how long they take, and what they import, so that the others find it imported.
 
         Returns:
             Seconds that all tests take.
@@ -74,23 +73,18 @@ class Runner:
         Raises:
             MutationError: they fail, or they never import the module.
         """
-        for _ in range(2):
-            children = [self._start(None)]
-            try:
-                child, outcome = next(self._ended(children))
-            finally:
-                _kill(children)
-            if outcome is None or outcome["exit"] != 0:
-                raise MutationError(f"{self.target.path}: its tests fail without a mutant\n{_tail(child.base)}")
-            if not outcome["loaded"]:
-                raise MutationError(
-                    f"{self.target.path}: its tests never import {self.target.module}; see the table of targets"
-                )
-            self.seconds = outcome["seconds"]
-            self.limit = self.grace + 5 * outcome["wall"]
-            if not _import(outcome["modules"]):
-                break
-            warm_up()
+        children = [self._start(None)]
+        try:
+            child, outcome = next(self._ended(children))
+        finally:
+            _kill(children)
+        if outcome is None or outcome["exit"] != 0:
+            raise MutationError(f"{self.target.path}: its tests fail without a mutant\n{_tail(child.base)}")
+        if not outcome["loaded"]:
+            raise MutationError(f"{self.target.path}: its tests never import {self.target.module}; see the table of targets")
+        self.seconds = outcome["seconds"]
+        self.limit = self.grace + 5 * outcome["wall"]
+        import_all(outcome["modules"])
         return float(outcome["wall"])
 
     def run(self, mutants: Sequence[Mutant]) -> Iterator[Result]:
@@ -112,9 +106,10 @@ class Runner:
         code = mutant.code if mutant else (self.root / self.target.path).read_text()
         sys.stdout.flush()
         sys.stderr.flush()
+        parent = os.getpid()
         if (pid := os.fork()) == 0:
-            sys.dont_write_bytecode = mutant is not None
-            run_child(self.root, self.target, code, self.seconds, self.kills, base)
+            sys.pycache_prefix, sys.dont_write_bytecode = str(self.scratch / "pycache"), mutant is not None
+            run_child(self.root, self.target, code, self.seconds, self.kills, base, parent)
         return Child(pid, base, mutant, time.monotonic(), self.limit)
 
     def _ended(self, children: list[Child]) -> Iterator[tuple[Child, dict[str, Any] | None]]:
@@ -165,9 +160,8 @@ def prepared(root: Path) -> Iterator[Path]:
     from hypothesis import HealthCheck, Phase, settings
 
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        sys.pycache_prefix = str(Path(folder) / "pycache")
         os.environ |= {"HYPOTHESIS_PROFILE": "mutation", "HYPOTHESIS_STORAGE_DIRECTORY": str(Path(folder) / "hypothesis")}
-        os.environ |= {"PYTHONPYCACHEPREFIX": sys.pycache_prefix, "OMP_NUM_THREADS": "1"}
+        os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         phases = (Phase.explicit, Phase.generate)  # that a test fails is enough; the smallest example takes long to find
         settings.register_profile(
             "mutation", deadline=None, max_examples=8, derandomize=True, phases=phases, suppress_health_check=list(HealthCheck)
@@ -176,13 +170,11 @@ def prepared(root: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _import(names: Sequence[str]) -> bool:
-    """Import what is not imported yet; whether there was any."""
-    before = set(sys.modules)
+def import_all(names: Sequence[str]) -> None:
+    """Import what can be imported of these."""
     for name in names:
         with contextlib.suppress(ImportError, AttributeError, RuntimeError, TypeError, ValueError):
             importlib.import_module(name)
-    return not before.issuperset(sys.modules)
 
 
 def _stop(child: Child) -> None:

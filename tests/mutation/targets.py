@@ -52,6 +52,11 @@ def read_targets(file: Path) -> list[Target]:
     return found
 
 
+def read_imports(file: Path) -> list[str]:
+    """What the first process imports before anything else, so that the others need not: modules from outside of the checkout."""
+    return list(tomllib.loads(file.read_text()).get("imports", []))
+
+
 def chosen(targets: list[Target], names: list[str] | None) -> list[Target]:
     """The targets with these names: paths with or without ``.py``, or their last part.
 
