@@ -18,7 +18,7 @@ pytest.importorskip("cosmic_ray")
 
 from cosmic_ray.mutating import mutate_code
 
-from .mutation.mutants import mutants
+from .mutation.mutants import mutants, sampled
 from .mutation.operators import OWN
 
 ROOT = Path(__file__).parents[1]
@@ -195,9 +195,9 @@ def test_operators_of_our_own(operator) -> None:
 
 
 def test_samples_are_drawn_by_seed() -> None:
-    everything = {each.identity for each in mutants("a.py", SOURCE, None, 0)}
-    first = [each.identity for each in mutants("a.py", SOURCE, 4, 0)]
-    assert first == [each.identity for each in mutants("a.py", SOURCE, 4, 0)]
-    assert len(set(first)) == 4 and set(first) < everything
-    assert first != [each.identity for each in mutants("a.py", SOURCE, 4, 1)]
-    assert len(everything) == len(EXPECTED)
+    everything = mutants("a.py", SOURCE)
+    first = sampled(everything, 4, 0)
+    assert len({each.identity for each in everything}) == len(everything) == len(EXPECTED)
+    assert first == sampled(everything, 4, 0) and len(set(first)) == 4 and set(first) < set(everything)
+    assert set(first) != set(sampled(everything, 4, 1))
+    assert sampled(everything, None, 0) == sampled(everything, 99, 0) == everything

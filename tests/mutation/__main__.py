@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .mutants import mutants, places
+from .mutants import mutants, sampled
 from .results import Score, Store, total
 from .runner import MutationError, Runner, import_all, prepared
 from .show import show, write
@@ -69,11 +69,12 @@ def _run(
     work, scores = [], []
     for target in targets:
         source = (root / target.path).read_text()
-        drawn = list(mutants(target.path, source, sample, options.seed))
+        everything = mutants(target.path, source)
+        drawn = sampled(everything, sample, options.seed)
         digest = target.digest(root)
         kept = [found for each in drawn if (found := store.known(each.identity, digest)) is not None]
         done = {each.identity for each in kept}
-        scores.append(Score(target.name, len(places(source)), kept))
+        scores.append(Score(target.name, len(everything), kept))
         work.append([each for each in drawn if each.identity not in done])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     # No thread may run here when children are forked off, hence no automatic refresh.

@@ -8,7 +8,6 @@ import hashlib
 import random
 import re
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -45,20 +44,23 @@ def places(source: str) -> list[tuple[str, int]]:
     return found
 
 
-def mutants(path: str, source: str, count: int | None, seed: int) -> Iterator[Mutant]:
-    """At most ``count`` mutants drawn by ``seed``, or all; no two that mean the same, and none that is no Python."""
-    drawn = places(source)
-    if count is not None:
-        random.Random(f"{seed} {path}").shuffle(drawn)
-    chosen, seen = operators(), {_meaning(source)}
-    for name, occurrence in drawn:
-        if count is not None and len(seen) > count:
-            return
+def mutants(path: str, source: str) -> list[Mutant]:
+    """All mutants, in a fixed order; no two that mean the same, and none that is no Python."""
+    chosen, seen, found = operators(), {_meaning(source), None}, []
+    for name, occurrence in places(source):
         code = mutate_code(source, chosen[name], occurrence)
         meaning = _meaning(code)
-        if meaning is not None and meaning not in seen:
+        if meaning not in seen:
             seen.add(meaning)
-            yield Mutant(path, name, *_difference(source, code), code)
+            found.append(Mutant(path, name, *_difference(source, code), code))
+    return found
+
+
+def sampled(found: list[Mutant], count: int | None, seed: int) -> list[Mutant]:
+    """``count`` of the mutants of a module, drawn by ``seed``; all if it is None or there are no more."""
+    if count is None or count >= len(found):
+        return found
+    return random.Random(f"{seed} {found[0].path}").sample(found, count)
 
 
 class _Plain(ast.NodeTransformer):

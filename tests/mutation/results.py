@@ -59,10 +59,10 @@ def _read(file: Path) -> Iterable[Result]:
 
 @dataclass
 class Score:
-    """The results of one module, or of all."""
+    """The results of one module, or of all; ``existing`` is how many mutants there are, tried or not."""
 
     name: str
-    places: int = 0
+    existing: int = 0
     results: list[Result] = field(default_factory=list)
 
     def count(self, status: str) -> int:
@@ -80,7 +80,7 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         return {
             "module": self.name,
-            "places": self.places,
+            "existing": self.existing,
             "mutants": len(self.results),
             "killed": self.count(KILLED),
             "timed_out": self.count(TIMED_OUT),
@@ -92,4 +92,4 @@ class Score:
 def total(scores: Iterable[Score]) -> Score:
     """All modules as one."""
     found = list(scores)
-    return Score("all", sum(each.places for each in found), [result for each in found for result in each.results])
+    return Score("all", sum(each.existing for each in found), [result for each in found for result in each.results])

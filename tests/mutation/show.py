@@ -17,14 +17,14 @@ from .survivors import Key, reason_for
 def show(console: Console, scores: Sequence[Score], reasons: Mapping[Key, str], goal: float) -> None:
     """Print a line for each module, and every survivor with its reason."""
     table = Table("module")
-    for title in ("places", "mutants", "killed", "timed out", "survived", "score"):
+    for title in ("mutants", "tried", "killed", "timed out", "survived", "score"):
         table.add_column(title, justify="right")
     everything = total(scores)
     for score in [*scores, everything]:
         if score is everything:
             table.add_section()
         colour = "green" if score.share >= goal else "red"
-        numbers = (score.places, len(score.results), score.count(KILLED), score.count(TIMED_OUT), score.count(SURVIVED))
+        numbers = (score.existing, len(score.results), score.count(KILLED), score.count(TIMED_OUT), score.count(SURVIVED))
         table.add_row(score.name, *map(str, numbers), f"[{colour}]{score.share:.1%}")
     console.print(table)
     for each in everything.survivors:
