@@ -42,7 +42,7 @@ check: $(STAMP) ## ruff and mypy
 	$(BIN)/mypy
 
 mutate: $(STAMP) ## change one thing in a pass, again and again: do the tests notice? make mutate ARGS="--modules share --all"
-	@echo "== testing the tests: a sample of changes to every pass; about half an hour on two cores"
+	@echo "== testing the tests: a sample of changes to every pass; half an hour to an hour on two cores"
 	$(BIN)/python -m tests.mutation --json $(OUT)/mutation.json $(ARGS)
 
 bench: $(STAMP) ## all benchmarks: tables here, numbers and a picture in out/bench; about an hour on two cores

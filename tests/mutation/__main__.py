@@ -1,7 +1,7 @@
 """Change one thing in a module, run its tests, and see whether one fails; exits 1 if fewer than nine in ten changes are noticed.
 
 examples:
-  python -m tests.mutation                                  # a sample of each module: about half an hour on two cores
+  python -m tests.mutation                                  # a sample of each module: half an hour to an hour on two cores
   python -m tests.mutation --modules share passes/nearest   # these modules
   python -m tests.mutation --all --resume                   # every mutant; goes on where it was interrupted
   python -m tests.mutation --strict                         # fails, too, if a survivor has no reason in survivors.toml
@@ -31,7 +31,7 @@ from .targets import TARGETS, Target, chosen, read_imports, read_targets
 from .warm import warm_up
 
 GOAL = 0.9
-SAMPLE = 20
+SAMPLE = 12
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
