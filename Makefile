@@ -5,9 +5,10 @@ VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 OUT ?= out
+ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench bench-check models clean
+.PHONY: help setup demo test test-all check mutate bench bench-check models clean
 
 help: ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +40,10 @@ check: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+mutate: $(STAMP) ## change one thing in a pass, again and again: do the tests notice? make mutate ARGS="--modules share --all"
+	@echo "== testing the tests: a sample of changes to every pass; half an hour to an hour on two cores"
+	$(BIN)/python -m tests.mutation --json $(OUT)/mutation.json $(ARGS)
 
 bench: $(STAMP) ## all benchmarks: tables here, numbers and a picture in out/bench; about an hour on two cores
 	@echo "== benchmarking: small calls, GFLOPs, forward passes, token counts, whole sampling runs, rewriting, compiling"

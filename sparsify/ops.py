@@ -160,7 +160,7 @@ def _mean(rows: torch.Tensor, grid: tuple[int, ...], pooled: tuple[int, ...]) ->
     (time, *plane), (pooled_time, *pooled_plane) = grid, pooled
     frames = rows.unflatten(1, (time, -1)).flatten(0, 1)
     frames = _mean_of_plane(frames, tuple(plane), tuple(pooled_plane))
-    whole = frames.flatten(1).unflatten(0, (-1, time))  # (batch, time, tokens of a frame and their channels)
+    whole = frames.flatten(1).unflatten(0, (rows.shape[0], time))  # (batch, time, tokens of a frame and their channels)
     if not (isinstance(time, int) and isinstance(pooled_time, int) and time == pooled_time):
         whole = _mean_of_plane(whole, (time, 1), (pooled_time, 1))
     tokens: torch.Tensor = whole.unflatten(2, (-1, rows.shape[-1]))

@@ -152,6 +152,36 @@ def test_a_value_that_should_be_the_same_twice() -> None:
     assert miss.reason == "operand 1 (other) of %mul is the input %y, but a of the pattern is the input %x"
 
 
+@pytest.mark.parametrize(
+    ("wanted", "there", "miss"),
+    [
+        (
+            lambda x: x.permute(0, 2, 1),
+            lambda x: x.permute(0, 1, 2),
+            "2 expected as item 1 of operand 1 (dims) of %permute, found 1",
+        ),
+        (
+            lambda x: x.reshape(-1, 4),
+            lambda x: x.reshape(-1, 2, 2),
+            "[-1, 4] expected as operand 1 (shape) of %reshape, found [-1, 2, 2]",
+        ),
+        (
+            lambda x: torch.cat([x, x], dim=1),
+            lambda x, y: torch.cat([x, y], dim=1),
+            "item 1 of operand 0 (tensors) of %cat is the input %y, but x of the pattern is the input %x",
+        ),
+    ],
+)
+def test_a_miss_says_which_item_of_a_list_differs(wanted: Any, there: Any, miss: str) -> None:
+    found = Pattern(wanted).nearest_miss(graph_of(there))
+    assert found is not None and found.reason == miss
+
+
+def test_of_several_results_that_are_nowhere_the_miss_names_the_last() -> None:
+    found = Pattern(lambda x, y: (F.relu(x), torch.neg(y))).nearest_miss(graph_of(lambda x: torch.tanh(x)))
+    assert str(found) == "matched 0 of 2 operators of the pattern: no node is aten.neg.default, which the pattern ends with"
+
+
 def test_in_a_program_the_miss_names_the_graph() -> None:
     program = captured("manual-after")
     text = explain(program, Pattern(attention))

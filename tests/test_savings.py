@@ -193,6 +193,12 @@ def test_mean_before_linear_leaves_other_means(forward) -> None:
     assert graph_text(program.bodies["block0"].graph) == before
 
 
+@pytest.mark.parametrize("saving", [MeanBeforeLinear, LinearBeforeCopy, NarrowLinear, Share])
+def test_savings_make_no_other_model(saving: type[Pass]) -> None:
+    """A model that these alone have changed is the one it was: ``sparsify`` must not take it for a sparse one."""
+    assert saving().prepares
+
+
 # --- linear-before-copy ------------------------------------------------------------------------------------------------
 
 
@@ -232,13 +238,17 @@ def test_linear_maps_and_copies_change_places(h: int, w: int, more_h: int, more_
     assert (early - late).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize("kind", ["contracts the tokens", "not a linear map"])
+@pytest.mark.parametrize(
+    "kind", ["contracts the tokens", "not a linear map", "maps the tokens", "maps the tokens, counted from behind"]
+)
 def test_linear_before_copy_leaves_others(kind: str) -> None:
     program = with_module()
     (copies,) = program.graph.find_nodes(op="call_function", target=restore_tokens)
     (linear,) = copies.users
     if kind == "not a linear map":
         linear.target, linear.args = aten.gelu.default, (copies,)
+    elif kind.startswith("maps the tokens"):  # (batch, channels, tokens): what a linear map works on is the last axis
+        copies.args = (*copies.args[:3], -1 if "behind" in kind else 2)
     else:
         linear.target, linear.args = aten.matmul.default, (linear.args[1], copies)
     assert LinearBeforeCopy().run(program) == 0
