@@ -37,7 +37,9 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("out/mnist"), help="folder for everything (default: out/mnist)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES[:4], help="default: all but publish")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which models to make and draw with (default: all)")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which models to make and draw with (default: all)"
+    )
     parser.add_argument("--published", action="store_true", help="begin with the committed weights and scores")
     options = parser.parse_args(words)
     experiment = Experiment(Settings.read(options.settings), options.out)
