@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -30,7 +30,10 @@ from sparsify.program import Program
 from sparsify.testing import DiTSpec, assert_equivalent, dits, inputs, isomorphic, policies
 from sparsify.text import program_text
 
-FEW = settings(max_examples=150 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 3)
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+# Shrinking takes minutes, since each trial is a capture; the thorough run has them.
+PHASES = [phase for phase in Phase if THOROUGH or phase not in (Phase.shrink, Phase.explain)]
+FEW = settings(max_examples=150 if THOROUGH else 2, phases=PHASES)
 EXACT = 1e-12
 
 
@@ -113,7 +116,7 @@ def test_exact_savings_are_exact_in_float64_with_their_gradients(case: Case) -> 
 
 
 @pytest.mark.parametrize("saving", SAVING_NAMES)
-@settings(max_examples=1 if os.environ.get("HYPOTHESIS_PROFILE") != "thorough" else 50)
+@settings(max_examples=50 if THOROUGH else 1, phases=PHASES)
 @given(case=cases())
 def test_each_saving_alone_is_exact(saving: str, case: Case) -> None:
     plain = sparse_with_random_restores(case, savings=False)
