@@ -133,7 +133,7 @@ ROWS = [
     Row(GROUP, "a latent without a batch axis", bad(lambda x, t, y: (x[0], t, y)), RuntimeError, ("must match the size",)),
     Row(GROUP, "a latent that wants a gradient", wants_a_gradient),
     Row(GROUP, "timesteps as floating-point numbers", call(lambda x, t, y: (x, t.float(), y))),
-    Row(GROUP, "timesteps in int32", call(lambda x, t, y: (x, t.int(), y))),
+    Row(GROUP, "timesteps in int32", call(lambda x, t, y: (x, t.int(), y)), slow=True),
     Row(GROUP, "timesteps of two densities in a batch", call(lambda x, t, y: (x, torch.tensor([700, 100]), y), (3, 3))),
     Row(GROUP, "a timestep above the schedule", bad(lambda x, t, y: (x, t + 301, y)), InputError, ("timestep 1001", "outside [0, 1000]", "Density(timesteps=...)")),
     Row(GROUP, "a negative timestep", bad(lambda x, t, y: (x, t - 701, y)), InputError, ("timestep -1", "outside [0, 1000]")),

@@ -29,7 +29,7 @@ class Row:
         act: does it; it either shows its result to :meth:`Scene.same` or raises.
         error: what must be raised, exactly: one of sparsify's, or the model's own; None where the right answer must come.
         words: what the message must contain: the field, the value, what to do.
-        slow: whether it takes a compiler or a training run.
+        slow: whether it is a variant of another row that costs seconds; ``make test-all`` plays it.
     """
 
     group: str

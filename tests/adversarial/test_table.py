@@ -14,7 +14,9 @@ from .table import ROWS
 from .tiny import tiny
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=f"{row.group}: {row.name}") for row in ROWS])
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=f"{row.group}: {row.name}", marks=[pytest.mark.slow] * row.slow) for row in ROWS]
+)
 def test_row(row: Row, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
