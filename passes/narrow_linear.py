@@ -96,6 +96,13 @@ class NarrowLinear(Pass):
                 part.node.replace_all_uses_with(self._part(graph, part, made[source], place.start // part.rows, units))
         remove_dead(graph)
 
+    def run(self, program: Program) -> int:
+        """As :meth:`Pass.run`, until nothing is left: what was narrowed shows which parts of a part are read."""
+        total = 0
+        while done := super().run(program):
+            total += done
+        return total
+
     def describe(self, place: Fused) -> str:
         return f"{place.linear.name}, rows {place.start} to {place.end}"
 
