@@ -23,7 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[diffusers,plot,onnx,train,dev]' -c $(VENV)/constraints.txt
 	@touch $@
 
-demo: $(STAMP) ## a real-size DiT-XL/2 at 512x512: sparsify it, check it, report it, time it, draw it
+demo: $(STAMP) ## digits of a trained DiT and of its sparse form; then a real-size DiT-XL/2: sparsify it, check it, report it, time it, draw it
+	@echo "== drawing digits with a small DiT that was trained on MNIST, and with its sparse form; half a minute"
+	$(BIN)/python -m examples.mnist.demo --out $(OUT)
 	@echo "== building DiT-XL/2 (750 M parameters, random weights) and sparsifying it; about two minutes"
 	$(BIN)/sparsify demo --out $(OUT)
 

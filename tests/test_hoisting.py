@@ -96,7 +96,7 @@ def both(kinds: frozenset[str], training: bool = False) -> tuple[SparseModel, Sp
 KINDS = ("embeds time", "noise", "tanh", "text sees tokens", "mask", "shared weights", "text with time")
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(st.sets(st.sampled_from(KINDS)), st.booleans())
 def test_results_and_gradients_stay(kinds: set[str], training: bool) -> None:
     sparse, plain_ = both(frozenset(kinds), training)

@@ -147,6 +147,7 @@ def test_files_of_an_earlier_lowering_do_not_stay_beside_new_weights(made: Any, 
         assert (first(*given) - made[0](*given)).abs().max() <= 3e-5, "what was lowered before has its weights still"
 
 
+@pytest.mark.slow
 def test_a_batch_range_without_the_examples_is_checked_at_one_within(made: Any) -> None:
     assert lower(made[0], "onnx", batch=(4, 8), check=True).interface.batch == (4, 8)
 

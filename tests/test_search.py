@@ -122,7 +122,7 @@ def test_blocks_that_matter_stay_dense_and_others_do_not(found: Search) -> None:
     assert roles.count("dense") == 2
 
 
-@pytest.mark.parametrize("calibrate", [False, True])
+@pytest.mark.parametrize("calibrate", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_better_than_fit_at_equal_budget_on_other_data(model: PlainDiT, found: Search, calibrate: bool) -> None:
     if calibrate:
         found = search(model, batches(), BUDGET, candidates=3, spans=(0,), curve=())

@@ -57,25 +57,24 @@ class Experiment:
                 _write(self.out / "calibration" / f"{name}.json", found)
 
     def one_step(self) -> dict[str, list[float]]:
-        """Of each sparse arm, the error of one forward pass against the dense model's, by timestep, on images it may have seen.
+        """Of each sparse arm that is made, the error of one forward pass against the dense model's, by timestep, on images it may have seen.
 
         Squared difference over squared length of the predicted noise.
         """
         file = self.out / "one_step.json"
-        if not file.exists():
+        found: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {}
+        made = {name: weights for name in ARMS if (weights := self.weights(name)) is not None and weights.exists()}
+        if missing := made.keys() - found.keys():
             dense, _ = arms.dense_model(self.settings, self.dense)
             batches = arms.noised_batches(self.data, TIMES, seed=12345)  # other noise than the calibration's
             with torch.no_grad():
                 want = [dense.eval()(**batch)[:, :1] for batch in batches]
-            found = {}
-            for name, arm in ARMS.items():
-                if arm.kind == "sparse":
-                    sparse = arms.sparse_model(self.settings, self.dense, self.weights(name))
-                    with torch.no_grad():
-                        got = [sparse(**batch)[:, :1] for batch in batches]
+                for name in missing:
+                    sparse = arms.sparse_model(self.settings, self.dense, made[name])
+                    got = [sparse(**batch)[:, :1] for batch in batches]
                     found[name] = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(got, want, strict=True)]
             _write(file, found)
-        return json.loads(file.read_text())  # type: ignore[no-any-return]
+        return {name: found[name] for name in ARMS if name in found}
 
     def sample(self, names: list[str]) -> None:
         """Draw the samples of arms, a file for each thousand, but those that have been scored."""
