@@ -21,13 +21,11 @@ from torch import nn
 
 from benchmarks.common import counted
 from sparsify import SDTM, Density, Policy, SparseModel, sparsify
-from sparsify.calls import CallSpec
-from sparsify.capture import capture
 from sparsify.passes import SAVINGS, Pass, Pipeline, PoolAttention
 from sparsify.passes.base import BlockRange
 from sparsify.passes.pipeline import SAVING_NAMES, pipeline_for
-from sparsify.program import Program
 from sparsify.testing import DiTSpec, assert_equivalent, dits, inputs, isomorphic, policies
+from sparsify.testing.variant import freshen
 from sparsify.text import program_text
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
@@ -60,11 +58,7 @@ def grid_of(model: nn.Module) -> tuple[int, ...] | None:
 def sparse_with_random_restores(case: Case, **options: Any) -> SparseModel:
     """Restore layers start as the identity, which hides what passes do to them."""
     sparse = case.sparse(**options)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in sparse.named_parameters():
-            if name.startswith("sparsify_"):
-                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3)
+    freshen(sparse)
     return sparse
 
 
@@ -127,11 +121,6 @@ def test_each_saving_alone_is_exact(saving: str, case: Case) -> None:
     plain = sparse_with_random_restores(case, savings=False)
     cheaper = sparse_with_random_restores(case, savings=[saving])
     assert far(outputs(cheaper, case.given), outputs(plain, case.given)) <= EXACT
-
-
-def captured(case: Case) -> Program:
-    call, tensors = CallSpec.of(case.model.forward, (), case.given)
-    return capture(case.model, call, tensors)
 
 
 @FEW
@@ -265,7 +254,7 @@ def test_batch_elements_do_not_influence_each_other(case: Case, changed: int) ->
 @given(cases(), st.booleans())
 def test_capture_leaves_the_model_as_it_was(case: Case, training: bool) -> None:
     model = case.model.train(training)
-    next(iter(model.modules())).eval() if training else None  # modes may be mixed
+    [*model.modules()][-1].training = not training  # modes may be mixed
     state = {name: x.clone() for name, x in model.state_dict().items()}
     modes = {name: module.training for name, module in model.named_modules()}
     kinds = {name: (type(module), module.forward.__func__) for name, module in model.named_modules()}

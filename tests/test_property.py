@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsify import SDTM, Density, Policy, sparsify
+from sparsify import Density, Policy, sparsify
 from sparsify.passes import Cleanup
+from sparsify.testing.policy_strategies import modules
 from sparsify.text import program_text
 from sparsify.verify import verify
 
@@ -23,20 +24,6 @@ class Example(NamedTuple):
     model: PlainDiT
     policy: Policy
     batch: int
-
-
-@st.composite
-def modules(draw: st.DrawFn, depth: int) -> tuple[SDTM, ...]:
-    """Modules of at most ``depth`` blocks together, at least one."""
-    found: list[SDTM] = []
-    while depth >= 2 and (not found or draw(st.booleans())):
-        generate = draw(st.integers(1, min(2, depth - 1)))
-        recover = draw(st.integers(1, min(2, depth - generate)))
-        sparse = draw(st.integers(0, min(3, depth - generate - recover)))
-        dense = draw(st.integers(0, min(2, depth - generate - recover - sparse)))
-        found.append(SDTM(generate, sparse, recover, dense))
-        depth -= found[-1].depth
-    return tuple(found)
 
 
 @st.composite

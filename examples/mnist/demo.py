@@ -84,7 +84,7 @@ def table(models: Sequence[Timed], gflops: Sequence[float], results: dict[str, A
         shown.add_column(column, justify="right" if column else "left")
     times = [statistics.median(model.seconds) * 1000 for model in models]
     for name, flops, milliseconds in zip(SHOWN, gflops, times, strict=True):
-        seeds = results["arms"].get(name, {"seeds": {}})["seeds"].values()
+        seeds = report.seeds_of(results, name).values()
         fid = f"{statistics.mean(scores['fid'] for scores in seeds):.2f}" if seeds else "not measured yet"
         shown.add_row(ARMS[name].title, f"{flops:.3f}", f"{milliseconds:.1f}", fid)
     shown.add_section()

@@ -16,6 +16,7 @@ from . import arms, classifier
 from .arms import ARMS
 from .data import parts
 from .metrics import scores
+from .report import seeds_of
 from .sampling import drawn, labels_of, noise_of
 from .settings import Settings
 
@@ -49,8 +50,8 @@ class Experiment:
 
     def sparse(self, names: list[str]) -> None:
         """Those of the four sparse arms that are named."""
-        for name, arm in ((name, ARMS[name]) for name in names):
-            weights = self.weights(name)
+        for name in names:
+            arm, weights = ARMS[name], self.weights(name)
             if weights is not None and not weights.exists():
                 self._say(f"making: {arm.title}")
                 found = arms.make_sparse_arm(arm, self.settings, self.data, self.dense, self.out / "train" / name, weights)
@@ -61,8 +62,7 @@ class Experiment:
 
         Squared difference over squared length of the predicted noise.
         """
-        file = self.out / "one_step.json"
-        found: dict[str, list[float]] = json.loads(file.read_text()) if file.exists() else {}
+        found: dict[str, list[float]] = dict(self.results().get("one_step", {}))
         made = {name: weights for name in ARMS if (weights := self.weights(name)) is not None and weights.exists()}
         if missing := made.keys() - found.keys():
             dense, _ = arms.dense_model(self.settings, self.dense)
@@ -73,15 +73,14 @@ class Experiment:
                     sparse = arms.sparse_model(self.settings, self.dense, made[name])
                     got = [sparse(**batch)[:, :1] for batch in batches]
                     found[name] = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(got, want, strict=True)]
-            _write(file, found)
         return {name: found[name] for name in ARMS if name in found}
 
     def sample(self, names: list[str]) -> None:
         """Draw the samples of arms, a file for each thousand, but those that have been scored."""
-        known = self.results().get("arms", {})
+        known = self.results()
         for seed in self.settings.seeds:
             for name in names:
-                if str(seed) not in known.get(name, {"seeds": {}})["seeds"]:
+                if str(seed) not in seeds_of(known, name):
                     self._sample(name, seed)
 
     def _sample(self, name: str, seed: int) -> None:
@@ -100,8 +99,7 @@ class Experiment:
             images = torch.cat([*track(drawn(model, some, asked), what, len(some) // 250 or 1, console=self.console)])
             seconds = torch.tensor((time.perf_counter() - started) / len(some))
             file.parent.mkdir(parents=True, exist_ok=True)
-            pixels = ((images + 1) * 127.5).round().to(torch.uint8)
-            save_file({"pixels": pixels, "seconds": seconds, "gflops": torch.tensor(gflops)}, file.with_suffix(".part"))
+            save_file({"pixels": _bytes(images), "seconds": seconds, "gflops": torch.tensor(gflops)}, file.with_suffix(".part"))
             file.with_suffix(".part").rename(file)
 
     def _file(self, name: str, seed: int, index: int) -> Path:
@@ -112,7 +110,7 @@ class Experiment:
         files = [self._file(name, seed, i) for i in range(-(-self.settings.samples // _CHUNK))]
         if not all(file.exists() for file in files):
             return None
-        return torch.cat([load_file(file)["pixels"] for file in files]).float() / 127.5 - 1
+        return _images(torch.cat([load_file(file)["pixels"] for file in files]))
 
     def shown(self) -> dict[str, torch.Tensor]:
         """A few samples of each arm in [-1, 1], all of the same noise; they outlive the files they come from."""
@@ -120,9 +118,9 @@ class Experiment:
         kept = load_file(file) if file.exists() else {}
         for name in ARMS:
             if (pixels := self.pixels(name, self.settings.seeds[0])) is not None:
-                kept[name] = ((pixels[:_SHOWN] + 1) * 127.5).round().to(torch.uint8)
+                kept[name] = _bytes(pixels[:_SHOWN])
         save_file(kept, file)
-        return {name: pixels.float() / 127.5 - 1 for name, pixels in kept.items()}
+        return {name: _images(pixels) for name, pixels in kept.items()}
 
     def judge(self) -> tuple[classifier.Classifier, float]:
         """The classifier, and its accuracy on the images of the model, none of which it has been trained on."""
@@ -145,16 +143,16 @@ class Experiment:
         judge, accuracy = self.judge()
         real, _ = classifier.judged(judge, self.data.images)
         held_out, _ = classifier.judged(judge, self.held_out.images)
-        known, found = self.results().get("arms", {}), {}
+        known, found = self.results(), {}
         for name in ARMS:
-            per_seed = dict(known.get(name, {"seeds": {}})["seeds"])
+            per_seed = dict(seeds_of(known, name))
             for seed in self.settings.seeds:
                 pixels = None if str(seed) in per_seed else self.pixels(name, seed)
                 if pixels is not None:
                     fake, seen = classifier.judged(judge, pixels)
                     per_seed[str(seed)] = scores(real, fake, seen, labels_of(len(pixels)))._asdict()
             if per_seed:
-                gflops = known[name]["gflops"] if name in known else self._gflops(name)
+                gflops = known["arms"][name]["gflops"] if seeds_of(known, name) else self._gflops(name)
                 found[name] = {"title": ARMS[name].title, "gflops": gflops, "seeds": per_seed}
         result = {
             "samples": self.settings.samples,
@@ -172,6 +170,15 @@ class Experiment:
 
     def _say(self, what: str) -> None:
         self.console.print(f"[bold]{what}[/]")
+
+
+def _bytes(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] as they lie in files."""
+    return ((images + 1) * 127.5).round().to(torch.uint8)
+
+
+def _images(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.float() / 127.5 - 1
 
 
 def _write(file: Path, data: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -33,8 +32,6 @@ def fetch(experiment: Experiment) -> None:
         _copy(FOLDER / name, experiment.out / name, keep=True)
     for name in WEIGHTS:
         _copy(weights_of(name), experiment.weights(name) or experiment.dense, keep=True)
-    if errors := experiment.results().get("one_step"):
-        (experiment.out / "one_step.json").write_text(json.dumps(errors))
 
 
 def _copy(source: Path, to: Path, keep: bool = False) -> None:

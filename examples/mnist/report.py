@@ -19,7 +19,7 @@ def table(results: dict[str, Any]) -> str:
         "| model | GFLOPs | FID | of dense | precision | recall | accuracy |",
         "|---|---|---|---|---|---|---|",
     ]
-    dense = results["arms"].get("dense", {"seeds": {}})["seeds"]
+    dense = seeds_of(results, "dense")
     for arm in results["arms"].values():
         fids = {seed: scores["fid"] for seed, scores in arm["seeds"].items()}
         ratios = [fids[seed] / dense[seed]["fid"] for seed in fids if seed in dense]
@@ -29,6 +29,12 @@ def table(results: dict[str, Any]) -> str:
     real = [f"{held_out[name]:.3f}" for name in ("precision", "recall", "accuracy")]
     lines.append(f"| 1,000 real images, not in the training | | {held_out['fid']:.3f} | | {' | '.join(real)} |")
     return "\n".join(lines)
+
+
+def seeds_of(results: dict[str, Any], name: str) -> dict[str, Any]:
+    """The scores of an arm in results, by seed; none if it has not been scored."""
+    arm = results.get("arms", {}).get(name)
+    return arm["seeds"] if arm else {}
 
 
 def _spread(values: list[float]) -> str:

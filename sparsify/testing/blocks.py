@@ -32,20 +32,12 @@ class Skip(nn.Linear):
         return super().forward(torch.cat([x, skip], dim=-1))
 
 
-class Block(nn.Module):
-    """One stream: attention, cross-attention if there is any, MLP."""
+class OneStream(nn.Module):
+    """A block of one stream: what all kinds of it are given, and the skip that some of them are."""
 
     def __init__(self, spec: DiTSpec, skip: bool) -> None:
         super().__init__()
-        width = spec.width
-        self.skip = Skip(width) if skip else None
-        self.modulation = Modulation(spec.modulation, width, layers=2)
-        self.norm1, self.norm2 = token_norm(spec.modulation, width), token_norm(spec.modulation, width)
-        self.project = Projections(width, spec.heads, spec.qkv, spec.qk_norm)
-        self.attention, self.out = Attention(spec.written, spec.rope_style), nn.Linear(width, width)
-        self.cross = CrossAttention(width, spec.heads, spec.qk_norm) if spec.text == "cross" else None
-        self.cross_norm = nn.LayerNorm(width) if spec.text == "cross" else None
-        self.mlp = Mlp(width, spec.mlp_ratio)
+        self.skip = Skip(spec.width) if skip else None
 
     def forward(
         self,
@@ -59,6 +51,29 @@ class Block(nn.Module):
         """The next tokens, (B, N, width)."""
         if self.skip is not None and skip is not None:
             x = self.skip(x, skip)
+        return self.update(x, c, rope, mask, text)
+
+    def update(self, x: Tensor, c: Tensor | None, rope: Rope | None, mask: Tensor | None, text: Tensor | None) -> Tensor:
+        """The next tokens, of those that have met the skip."""
+        raise NotImplementedError
+
+
+class Block(OneStream):
+    """One stream: attention, cross-attention if there is any, MLP."""
+
+    def __init__(self, spec: DiTSpec, skip: bool) -> None:
+        super().__init__(spec, skip)
+        width = spec.width
+        self.modulation = Modulation(spec.modulation, width, layers=2)
+        self.norm1, self.norm2 = token_norm(spec.modulation, width), token_norm(spec.modulation, width)
+        self.project = Projections(width, spec.heads, spec.qkv, spec.qk_norm)
+        self.attention, self.out = Attention(spec.written, spec.rope_style), nn.Linear(width, width)
+        self.cross = CrossAttention(width, spec.heads, spec.qk_norm) if spec.text == "cross" else None
+        self.cross_norm = nn.LayerNorm(width) if spec.text == "cross" else None
+        self.mlp = Mlp(width, spec.mlp_ratio)
+
+    def update(self, x: Tensor, c: Tensor | None, rope: Rope | None, mask: Tensor | None, text: Tensor | None) -> Tensor:
+        """The next tokens, (B, N, width)."""
         first, second = self.modulation(c)
         q, k, v, _ = self.project(first.before(self.norm1(x)))
         x = x + first.after(self.out(self.attention(q, k, v, rope, mask)))
@@ -68,30 +83,19 @@ class Block(nn.Module):
         return result
 
 
-class ParallelBlock(nn.Module):
+class ParallelBlock(OneStream):
     """One stream, with attention and MLP side by side between one linear layer (of fused projections) and another."""
 
     def __init__(self, spec: DiTSpec, skip: bool) -> None:
-        super().__init__()
+        super().__init__(spec, skip)
         width, hidden = spec.width, spec.mlp_ratio * spec.width
-        self.skip = Skip(width) if skip else None
         self.modulation, self.norm = Modulation(spec.modulation, width, layers=1), token_norm(spec.modulation, width)
         self.project = Projections(width, spec.heads, spec.qkv, spec.qk_norm, extra=hidden)
         self.attention, self.act = Attention(spec.written, spec.rope_style), nn.GELU("tanh")
         self.out = nn.Linear(width + hidden, width)
 
-    def forward(
-        self,
-        x: Tensor,
-        c: Tensor | None = None,
-        rope: Rope | None = None,
-        mask: Tensor | None = None,
-        text: Tensor | None = None,
-        skip: Tensor | None = None,
-    ) -> Tensor:
+    def update(self, x: Tensor, c: Tensor | None, rope: Rope | None, mask: Tensor | None, text: Tensor | None) -> Tensor:
         """The next tokens, (B, N, width); it has no use for ``text``."""
-        if self.skip is not None and skip is not None:
-            x = self.skip(x, skip)
         (parts,) = self.modulation(c)
         q, k, v, hidden = self.project(parts.before(self.norm(x)))
         out = self.attention(q, k, v, rope, mask)

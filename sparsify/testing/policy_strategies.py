@@ -50,13 +50,13 @@ def _policies(draw: st.DrawFn, trunk: Trunk) -> Policy:
         return Policy(bottom, (), trunk.depth - bottom)
     bottom = draw(st.integers(1, trunk.depth - 2)) if pools_attention and trunk.depth > 2 else 0
     time = len(trunk.grid) == 3 and draw(st.booleans())
-    modules = draw(_modules(trunk.depth - bottom, time))
+    chosen = draw(modules(trunk.depth - bottom, time))
     density = draw(densities(trunk.grid, trunk.timesteps, time))
-    return Policy(bottom, modules, trunk.depth - bottom - sum(module.depth for module in modules), density)
+    return Policy(bottom, chosen, trunk.depth - bottom - sum(module.depth for module in chosen), density)
 
 
 @st.composite
-def _modules(draw: st.DrawFn, depth: int, time: bool) -> tuple[SDTM, ...]:
+def modules(draw: st.DrawFn, depth: int, time: bool = False) -> tuple[SDTM, ...]:
     """One module or several, of at most ``depth`` blocks together; ``depth`` is at least 2."""
     found: list[SDTM] = []
     while depth >= 2 and (not found or draw(st.booleans())):

@@ -166,6 +166,6 @@ def _check_semantics(found: Captured, trial: Trial, claims: Claims, way: Way, sp
         check_oracle(sparse, found.model, inputs, claims.oracle)
     if not claims.exact:
         freshen(sparse, [name for name, _ in sparse.named_parameters() if name not in shared])
-    check_type(sparse, found.model, inputs)
+        check_type(sparse, found.model, inputs)
     check_batch(sparse, inputs, trial.inputs(trial.seed + 1))
     check_gradients(sparse, reference, inputs, claims.may_lose)

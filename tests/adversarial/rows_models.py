@@ -97,23 +97,25 @@ def reads_a_number(scene: Scene) -> None:
         scene.same(sparse(x, call[1], y), expected(sparse, model, call, pooled), TOLERANCE)
 
 
-def counts_on(scene: Scene) -> None:
-    model = tiny(m.Counts)
+def acts_as_ever(scene: Scene, model: m.PlainDiT, calls: int) -> m.PlainDiT:
+    """Let a model that changes itself run in dense form, beside a copy that runs as it is; the copy."""
     twin = copy.deepcopy(model)
     sparse, call = scene.sparsify(model, Policy.dense(), given()), given()
-    scene.forget()  # from here on the model counts, as it always does
-    for _ in range(3):
+    scene.forget()  # from here on the model changes, as it always does
+    for _ in range(calls):
         scene.same(sparse(*call), twin(*call))
+    return twin
+
+
+def counts_on(scene: Scene) -> None:
+    model = tiny(m.Counts)
+    acts_as_ever(scene, model, calls=3)
     scene.same(model.calls, torch.tensor(3.0))
 
 
 def writes_a_weight(scene: Scene) -> None:
     model = tiny(m.WritesAWeight)
-    twin = copy.deepcopy(model)
-    sparse, call = scene.sparsify(model, Policy.dense(), given()), given()
-    scene.forget()  # from here on the model writes, as it always does
-    for _ in range(2):
-        scene.same(sparse(*call), twin(*call))
+    twin = acts_as_ever(scene, model, calls=2)
     scene.same(model.head.weight.detach(), twin.head.weight.detach())
 
 
