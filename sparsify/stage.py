@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch._dynamo.config
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -129,8 +130,13 @@ def build_stage(
 
 @contextlib.contextmanager
 def apart(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
-    """For work on the graphs of a call: a flop counter or the like around the call must not see it."""
-    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), _no_autocast(_device_type(args, kwargs)):
+    """For work on the graphs of a call: a flop counter or the like around the call must not see it.
+
+    Fake tensors go without their cache of operators here: for symbolic shapes an entry takes longer to make than the operator to run,
+    and few are read again, since a block is traced once whatever the depth.
+    """
+    uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), _no_autocast(_device_type(args, kwargs)), uncached:
         yield
 
 
