@@ -136,7 +136,13 @@ def apart(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
     and few are read again, since a block is traced once whatever the depth.
     """
     uncached = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
-    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), _no_autocast(_device_type(args, kwargs)), uncached:
+    with (
+        _disable_current_modes(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _no_autocast(_device_type(args, kwargs)),
+        uncached,
+    ):
         yield
 
 
