@@ -128,9 +128,14 @@ def callable_of(arm: Arm, settings: Settings, dense: Path, weights: Path | None)
     model, inputs = dense_model(settings, dense)
     sparse = sparse_model(settings, dense)
     if arm.kind == "dense":
-        return torch.compile(model.eval(), dynamic=False), sparse.report().gflops_dense
+        return _compiled(model.eval()), sparse.report().gflops_dense
     with torch.device("meta"):
         skeleton, _ = make(**settings.model)
     one = {name: x[:1].to("meta") for name, x in inputs.items()}
     merged, gflops = merged_at(skeleton, one, sparse.report().grid, sparse.report().gflops, make=merging)  # type: ignore[arg-type]
-    return torch.compile(merging(model, sparse.report().grid, merged), dynamic=False), gflops  # type: ignore[arg-type]
+    return _compiled(merging(model, sparse.report().grid, merged)), gflops  # type: ignore[arg-type]
+
+
+def _compiled(model: nn.Module) -> Callable[..., Any]:
+    """With its weights as constants, in the layout and precision that the processor takes them in: nearly twice as fast."""
+    return torch.compile(model, dynamic=False, options={"freezing": True})
