@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
+import pytest
 import torch
 from torch import fx, nn
 
@@ -22,6 +25,11 @@ from .plain_dit import PlainDiT, randomised
 POLICY = Policy(1, SDTM(1, 2, 1, 1), 0, Density.paper(r_min=0.5, r_max=0.9))
 
 
+def slow(*values: Any) -> Any:
+    """Parameters of a test that ``make test`` leaves to ``make test-all``."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def plain(depth: int = 6, **options: Any) -> PlainDiT:
     model = randomised(PlainDiT(depth=depth, **options))
     assert isinstance(model, PlainDiT)
@@ -33,7 +41,13 @@ def inputs(batch: int = 2, size: tuple[int, int] = (16, 16), t: int = 500) -> tu
 
 
 def sparse_plain(depth: int = 6, policy: Policy = POLICY, **options: Any) -> tuple[PlainDiT, SparseModel]:
-    model = plain(depth, **options)
+    """A copy of a model and its sparse form, which are made once in a process: copying takes a hundredth of the time."""
+    return copy.deepcopy(_made_once(depth, policy, tuple(options.items())))
+
+
+@functools.cache
+def _made_once(depth: int, policy: Policy, options: tuple[tuple[str, Any], ...]) -> tuple[PlainDiT, SparseModel]:
+    model = plain(depth, **dict(options))
     return model, sparsify(model, policy, example_inputs=inputs())
 
 

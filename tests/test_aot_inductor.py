@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from sparsify import SDTM, Density, InputError, LoweringError, Policy, SparseModel, lower, sparsify
+from sparsify import SDTM, Density, InputError, LoweringError, Policy, SparseModel, lower
 from sparsify.targets.aot_inductor import AotModel, load
 from sparsify.targets.artifact import Artifact
 from sparsify.targets.check import check, differences
 
-from .helpers import inputs, plain, sparse_plain
+from .helpers import inputs, sparse_plain
 
 QUICK = {"aot_inductor.compile_wrapper_opt_level": "O0"}  # the code is the same, the C++ compiler takes less time over it
 SMALL = Policy(1, SDTM(1, 1, 1, 0), 0, Density.table({0: (6, 5), 500: (3, 3)}))
@@ -28,7 +28,7 @@ SMALL = Policy(1, SDTM(1, 1, 1, 0), 0, Density.table({0: (6, 5), 500: (3, 3)}))
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SparseModel, AotModel, Path]]:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("aot") / "model.pt2"
-    sparse = sparsify(plain(depth=4), SMALL, example_inputs=inputs())
+    sparse = sparse_plain(4, SMALL)[1]
     yield sparse, lower(sparse, "aot_inductor", out=path, inductor=QUICK), path  # type: ignore[misc]
 
 
@@ -108,7 +108,7 @@ def test_per_grid_packages_hold_the_weights_once(made: Any, tmp_path: Path) -> N
 def test_weights_of_a_fine_tuned_model_are_taken_over_without_compiling(made: Any) -> None:
     path = made[2]
     fast, given = load(path), inputs()
-    tuned = sparsify(plain(depth=4), SMALL, example_inputs=inputs())
+    tuned = sparse_plain(4, SMALL)[1]
     with torch.no_grad():
         for parameter in tuned.parameters():
             parameter.mul_(1.1).add_(0.01)

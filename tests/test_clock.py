@@ -45,7 +45,7 @@ def test_the_host_overrules_the_input_and_only_within_the_context() -> None:
 
 def test_no_tensor_is_read_where_the_host_says_the_time() -> None:
     """On the meta device there is nothing to read: whatever looks at a tensor's values raises."""
-    sparse = sparsify(plain(), POLICY, example_inputs=inputs()).to("meta")
+    sparse = sparse_plain()[1].to("meta")
     on_meta = tuple(tensor.to("meta") for tensor in inputs())
     with pytest.raises(InputError, match=r"meta device.*at\(timestep\) or fix\(grid\)"):
         sparse(*on_meta)

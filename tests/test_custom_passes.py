@@ -23,7 +23,7 @@ from sparsify.program import Program
 from sparsify.text import graph_text
 
 from . import custom_oracle as custom
-from .helpers import inputs, plain
+from .helpers import inputs, plain, slow
 from .oracle import Run, diffusers_dit_run, plain_dit_run
 from .plain_dit import PlainDiT, randomised
 from .test_exact import tiny_diffusers_dit
@@ -111,7 +111,7 @@ def _lines_of_docstring(node: ast.AST) -> range:
 
 @pytest.mark.parametrize(
     ("image", "stride"),
-    [((12, 10), 2), pytest.param((16, 16), 2, marks=pytest.mark.slow), pytest.param((16, 12), 3, marks=pytest.mark.slow)],
+    [((12, 10), 2), slow((16, 16), 2), slow((16, 12), 3)],
     ids=str,
 )
 def test_sprint_on_a_plain_dit(image: tuple[int, int], stride: int) -> None:
@@ -168,7 +168,7 @@ def test_windows_in_sparse_blocks_of_diffusers_dit() -> None:
     check_diffusers(WINDOWS, "windowed{blocks=2-3 window=2}", trunk)
 
 
-@pytest.mark.parametrize("style", ["manual-after", pytest.param("fused", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("style", ["manual-after", slow("fused")])
 def test_windows_on_the_dense_grid(style: str) -> None:
     def trunk(_: SparseModel) -> Trunk:
         def run_trunk(blocks: Any, tokens: torch.Tensor, run: Run) -> torch.Tensor:
@@ -182,7 +182,7 @@ def test_windows_on_the_dense_grid(style: str) -> None:
     check_plain(Policy.dense(), ["fuse-attention", Windowed(BlockRange(1, 2))], trunk, image=(16, 12), style=style)
 
 
-@pytest.mark.parametrize("style", ["fused", pytest.param("manual", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("style", ["fused", slow("manual")])
 def test_pooled_keys_on_a_plain_dit(style: str) -> None:
     def trunk(_: SparseModel) -> Trunk:
         return lambda blocks, tokens, run: custom.pooled_keys_trunk(blocks, tokens, run, (8, 8), (4, 4), range(1, 5))

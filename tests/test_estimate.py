@@ -12,7 +12,7 @@ from sparsify import InputError, Policy, SparseModel, sparsify
 from sparsify.cli.main import main
 from sparsify.training.estimate import estimate
 
-from .helpers import POLICY, inputs, plain
+from .helpers import POLICY, inputs, plain, sparse_plain
 
 
 def really_kept(sparse: SparseModel, example: Any, precision: str) -> int:
@@ -46,7 +46,7 @@ def test_activations_are_those_that_autograd_keeps(policy: Policy, precision: st
 
 
 def test_state_and_arithmetic_are_counted() -> None:
-    sparse = sparsify(plain(), POLICY, example_inputs=inputs())
+    sparse = sparse_plain()[1]
     weights = sum(p.numel() * 4 for p in sparse.parameters())
     buffers = sum(b.numel() * 4 for b in sparse.buffers())
     found = estimate(sparse, inputs(), 8, gradient_checkpointing=False)
@@ -60,7 +60,7 @@ def test_state_and_arithmetic_are_counted() -> None:
 
 
 def test_checkpointing_keeps_less_and_computes_blocks_again() -> None:
-    sparse = sparsify(plain(depth=12), Policy.dense(), example_inputs=inputs())
+    sparse = sparse_plain(12, Policy.dense())[1]
     kept, saved = (estimate(sparse, inputs(), 8, gradient_checkpointing=each) for each in (False, True))
     assert saved.activations < kept.activations / 3
     report = sparse.report()
@@ -90,7 +90,7 @@ def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_not_allowed_is_named() -> None:
-    sparse = sparsify(plain(), POLICY, example_inputs=inputs())
+    sparse = sparse_plain()[1]
     for options, name in (({"precision": "fp8"}, "precision"), ({"devices": 0}, "devices"), ({"devices": True}, "devices")):
         with pytest.raises(InputError, match=f"{name} is"):
             estimate(sparse, inputs(), 2, **options)

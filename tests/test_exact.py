@@ -13,6 +13,7 @@ from torch import nn
 from sparsify import SDTM, Density, Policy, SparseModel, sparsify
 
 from . import oracle
+from .helpers import slow
 from .plain_dit import PlainDiT, randomised
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -69,9 +70,18 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("style", ["fused", "manual", "manual-after", "separate"])
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
+STYLES = ("fused", "manual", "manual-after", "separate")
+# Every policy and every style runs every time; all pairs of them, and float32 after the stricter float64, in test-all.
+PAIRS = [
+    pytest.param(policy, style, id=f"{name}-{style}", marks=() if i in (0, j) else pytest.mark.slow)
+    for i, (name, policy) in enumerate(POLICIES.items())
+    for j, style in enumerate(STYLES)
+]
+DTYPES = pytest.mark.parametrize("dtype", [slow(torch.float32), torch.float64], ids=["float32", "float64"])
+
+
+@DTYPES
+@pytest.mark.parametrize(("policy", "style"), PAIRS)
 def test_plain_dit_equals_the_eager_oracle(policy: Policy, style: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     policy = (
@@ -83,8 +93,10 @@ def test_plain_dit_equals_the_eager_oracle(policy: Policy, style: str, dtype: to
     check_plain_dit(model, policy, dtype, batch=3, timesteps=(10, 900))
 
 
-@pytest.mark.parametrize("image", [(16, 16), (12, 20), (6, 26)], ids=str)
-@pytest.mark.parametrize("depth", [4, 9, 12])
+SIZES = [(depth, image) for depth in (4, 9, 12) for image in ((16, 16), (12, 20), (6, 26))]
+
+
+@pytest.mark.parametrize(("depth", "image"), [size if i % 4 == 0 else slow(*size) for i, size in enumerate(SIZES)], ids=str)
 def test_plain_dit_at_other_depths_and_rectangular_images(depth: int, image: tuple[int, int]) -> None:
     torch.manual_seed(1)
     model = randomised(PlainDiT(depth=depth, image=image)).double().eval()
@@ -114,7 +126,7 @@ def tiny_diffusers_dit(depth: int = 6) -> DiTTransformer2DModel:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@DTYPES
 def test_diffusers_dit_equals_the_eager_oracle(dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     model = randomised(tiny_diffusers_dit()).to(dtype).eval()
@@ -142,7 +154,7 @@ def tiny_pixart(depth: int = 6) -> PixArtTransformer2DModel:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@DTYPES
 @pytest.mark.parametrize("size", [(16, 16), (12, 24)], ids=str)
 def test_pixart_equals_the_eager_oracle(size: tuple[int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(3)

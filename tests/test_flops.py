@@ -12,7 +12,7 @@ from sparsify import SDTM, Density, Policy, sparsify
 from sparsify.models import dit, pixart
 from sparsify.paper import ROWS, Row
 
-from .helpers import inputs, plain
+from .helpers import inputs, plain, sparse_plain
 from .test_exact import tiny_diffusers_dit, tiny_pixart
 
 # (dense, sparse, how many times the paper's sparse figure we may need without the exact savings, ours with them)
@@ -81,7 +81,7 @@ def test_real_sizes_agree_with_torchs_counter_on_fake_weights(make) -> None:
 
 
 def test_report_tells_every_block() -> None:
-    sparse = sparsify(plain(), POLICY, example_inputs=inputs())
+    sparse = sparse_plain(policy=POLICY)[1]
     report = sparse.report()
     assert [b.role for b in report.blocks] == ["pooling", "generate", "sparse", "recover", "dense", "dense"]
     assert [b.tokens[0] for b in report.blocks] == [64, 25, 25, 64, 64, 64]
@@ -98,7 +98,7 @@ def test_report_tells_every_block() -> None:
 def test_report_json_holds_everything() -> None:
     import json
 
-    report = sparsify(plain(), POLICY, example_inputs=inputs()).report()
+    report = sparse_plain(policy=POLICY)[1].report()
     data = json.loads(report.to_json())
     assert data["gflops"] == report.gflops and len(data["blocks"]) == 6
     assert data["blocks"][1]["tokens"] == list(report.blocks[1].tokens)

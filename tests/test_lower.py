@@ -25,7 +25,7 @@ from sparsify.targets.interface_text import interface_from_dict, interface_to_di
 from sparsify.targets.nesting import Nesting, Record, decode, encode
 from sparsify.targets.simplify import simplify
 
-from .helpers import inputs, plain, sparse_plain
+from .helpers import inputs, plain, slow, sparse_plain
 from .zoo.__main__ import entries
 from .zoo.check import difference, policy_for, tensors_in
 
@@ -81,7 +81,7 @@ def test_the_densest_and_the_coarsest_end_are_compiled_for() -> None:
     assert exported(sparse).interface.grids == ((6, 6), (2, 2))
 
 
-@pytest.mark.parametrize("name", [FIVE[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FIVE[1:])])
+@pytest.mark.parametrize("name", [FIVE[0], *map(slow, FIVE[1:])])
 def test_one_exported_program_serves_all_grids_and_batches(name: str) -> None:
     """What AOTInductor, ONNX and TensorRT start from, against eager, without any of them."""
     entry = ZOO[name]

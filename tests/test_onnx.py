@@ -16,7 +16,7 @@ from sparsify import InputError, LoweringError, SparseModel, lower, sparsify
 from sparsify.targets.check import check
 from sparsify.targets.onnx import OnnxModel, load
 
-from .helpers import inputs, plain
+from .helpers import inputs, plain, sparse_plain
 from .test_aot_inductor import SMALL
 
 
@@ -24,7 +24,7 @@ from .test_aot_inductor import SMALL
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SparseModel, OnnxModel, Path]]:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    sparse = sparsify(plain(depth=4), SMALL, example_inputs=inputs())
+    sparse = sparse_plain(4, SMALL)[1]
     yield sparse, lower(sparse, "onnx", out=path), path  # type: ignore[misc]
 
 

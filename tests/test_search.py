@@ -15,7 +15,7 @@ from sparsify import Density, InputError, Policy, PolicyError, RewriteError, spa
 from sparsify.search import Search, search
 
 from . import oracle
-from .helpers import plain
+from .helpers import plain, slow
 from .plain_dit import Attention, PlainDiT
 from .search_models import Batch, batches, lopsided
 
@@ -122,7 +122,7 @@ def test_blocks_that_matter_stay_dense_and_others_do_not(found: Search) -> None:
     assert roles.count("dense") == 2
 
 
-@pytest.mark.parametrize("calibrate", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("calibrate", [False, slow(True)])
 def test_better_than_fit_at_equal_budget_on_other_data(model: PlainDiT, found: Search, calibrate: bool) -> None:
     if calibrate:
         found = search(model, batches(), BUDGET, candidates=3, spans=(0,), curve=())

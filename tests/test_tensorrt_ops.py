@@ -15,6 +15,7 @@ from sparsify.targets.exported import Exported, exported
 from sparsify.targets.tensorrt_graph import for_tensorrt
 from sparsify.targets.tensorrt_ops import converted, unsupported
 
+from .helpers import slow
 from .tensorrt_lowering import has_converter, lowered
 from .zoo.__main__ import entries
 from .zoo.check import policy_for
@@ -22,10 +23,7 @@ from .zoo.check import policy_for
 DEPTH = 8  # of the models of the zoo
 MODELS = [
     "DiTTransformer2DModel",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel")
-    ),
+    *map(slow, ("PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel")),
 ]
 
 
