@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import Phase, settings
 from torch import fx, nn
 
 from sparsify import SDTM, Density, Policy, SparseModel, sparsify
@@ -23,6 +25,16 @@ from sparsify.tree import function_of
 from .plain_dit import PlainDiT, randomised
 
 POLICY = Policy(1, SDTM(1, 2, 1, 1), 0, Density.paper(r_min=0.5, r_max=0.9))
+
+
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+
+
+def few(count: int, many: int = 150) -> settings:
+    """For property tests whose every example captures a model: ``count`` examples, or ``many`` in the thorough profile."""
+    # Shrinking takes minutes, since each trial is a capture; the thorough run has it.
+    phases = [phase for phase in Phase if THOROUGH or phase not in (Phase.shrink, Phase.explain)]
+    return settings(max_examples=many if THOROUGH else count, phases=phases)
 
 
 def slow(*values: Any) -> Any:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +17,7 @@ from sparsify.passes import OnceForBlocks, PromptOnce
 from sparsify.text import graph_text
 from sparsify.verify import verify
 
-from .helpers import analysed, inputs, plain
+from .helpers import analysed, few, inputs, plain
 from .plain_dit import PlainDiT, randomised
 from .test_exact import randomise_restores, tiny_diffusers_dit
 
@@ -96,7 +96,7 @@ def both(kinds: frozenset[str], training: bool = False) -> tuple[SparseModel, Sp
 KINDS = ("embeds time", "noise", "tanh", "text sees tokens", "mask", "shared weights", "text with time")
 
 
-@settings(max_examples=3)
+@few(2)
 @given(st.sets(st.sampled_from(KINDS)), st.booleans())
 def test_results_and_gradients_stay(kinds: set[str], training: bool) -> None:
     sparse, plain_ = both(frozenset(kinds), training)

@@ -7,14 +7,13 @@ tests/test_invariants.py`` tries a hundred and more.
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -28,10 +27,9 @@ from sparsify.testing import DiTSpec, assert_equivalent, dits, inputs, isomorphi
 from sparsify.testing.variant import freshen
 from sparsify.text import program_text
 
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
-# Shrinking takes minutes, since each trial is a capture; the thorough run has them.
-PHASES = [phase for phase in Phase if THOROUGH or phase not in (Phase.shrink, Phase.explain)]
-FEW = settings(max_examples=150 if THOROUGH else 2, phases=PHASES)
+from .helpers import few
+
+FEW = few(2)
 EXACT = 1e-12
 
 
@@ -115,7 +113,7 @@ def test_exact_savings_are_exact_in_float64_with_their_gradients(case: Case) -> 
 
 
 @pytest.mark.parametrize("saving", SAVING_NAMES)
-@settings(max_examples=50 if THOROUGH else 1, phases=PHASES)
+@few(1, many=50)
 @given(case=cases())
 def test_each_saving_alone_is_exact(saving: str, case: Case) -> None:
     plain = sparse_with_random_restores(case, savings=False)

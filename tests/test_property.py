@@ -6,7 +6,7 @@ import copy
 from typing import NamedTuple
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsify import Density, Policy, sparsify
@@ -16,6 +16,7 @@ from sparsify.text import program_text
 from sparsify.verify import verify
 
 from . import oracle
+from .helpers import few
 from .plain_dit import PlainDiT, randomised
 from .test_exact import oracle_trunk, randomise_restores
 
@@ -44,7 +45,7 @@ def examples(draw: st.DrawFn) -> Example:
     return Example(randomised(model).double().eval(), policy, draw(st.integers(1, 3)))  # type: ignore[arg-type]
 
 
-@settings(max_examples=6)
+@few(4)
 @given(examples(), st.integers(0, 999))
 def test_random_models_equal_the_oracle(example: Example, step: int) -> None:
     model, policy, batch = example

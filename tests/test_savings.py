@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional as F
@@ -32,7 +32,7 @@ from sparsify.program import Program
 from sparsify.text import graph_text
 from sparsify.verify import verify
 
-from .helpers import analysed, lone_block, plain, run_block
+from .helpers import analysed, few, lone_block, plain, run_block
 
 aten = torch.ops.aten
 WIDTH = 12
@@ -158,7 +158,7 @@ class MeanBetween(nn.Module):
 KINDS = st.lists(st.sampled_from(["linear", "scale", "shift", "gelu", "chunk", "heads", "matmul"]), max_size=4)
 
 
-@settings(max_examples=6)  # each is captured anew
+@few(3)
 @given(KINDS, KINDS)
 def test_mean_before_linear_is_exact(below: list[str], above: list[str]) -> None:
     module = MeanBetween([*below, "linear"], above)
@@ -226,7 +226,7 @@ def test_linear_before_copy_maps_sparse_tokens() -> None:
     assert LinearBeforeCopy().run(program) == 0
 
 
-@settings(max_examples=6)  # each is captured anew
+@few(3)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3), st.booleans())
 def test_linear_maps_and_copies_change_places(h: int, w: int, more_h: int, more_w: int, text: bool) -> None:
     """What the pass relies on, with text in front of the tokens too."""
@@ -314,7 +314,7 @@ class Fused(nn.Module):
         return sum((pieces[i] * (k + 1) for k, i in enumerate(self.read)), x)
 
 
-@settings(max_examples=6)  # each is captured anew
+@few(3)
 @given(
     st.sampled_from(["chunk", "split", "slices", "unbind", "index", "merged axes", "stated size", "twice"]),
     st.integers(2, 4).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1, max_size=n))),
@@ -376,7 +376,7 @@ class Repeats(nn.Module):
         return y
 
 
-@settings(max_examples=6)  # each is captured anew
+@few(3)
 @given(st.lists(st.sampled_from(["layer", "other", "norm", "power", "power of a float"]), min_size=2, max_size=6))
 def test_share_is_exact(repeats: list[str]) -> None:
     module = Repeats([*repeats, repeats[0]])
