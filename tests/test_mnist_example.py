@@ -112,7 +112,7 @@ def test_all_stages_in_small_and_a_second_run_does_nothing_again(tmp_path: Path,
     assert all(math.isfinite(arm["seeds"]["0"]["fid"]) for arm in results["arms"].values())
     assert sum(results["one_step"]["calibrated"]) < sum(results["one_step"]["identity"])
     assert results["classifier_accuracy"] > 0.95
-    assert report.table(results).count("\n") == 8
+    assert report.table(results).count("\n") == 10
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").rglob("*")}
     assert main(words) == 0
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").rglob("*")} == times

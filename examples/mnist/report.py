@@ -16,8 +16,8 @@ def table(results: dict[str, Any]) -> str:
     """Means over the seeds, with the smallest and largest value, in Markdown."""
     held_out = results["held_out"]
     lines = [
-        "| model | GFLOPs | FID | of dense | precision | recall | accuracy |",
-        "|---|---|---|---|---|---|---|",
+        "| model | GFLOPs | seeds | FID | of dense | precision | recall | accuracy |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     dense = seeds_of(results, "dense")
     for arm in results["arms"].values():
@@ -25,9 +25,15 @@ def table(results: dict[str, Any]) -> str:
         ratios = [fids[seed] / dense[seed]["fid"] for seed in fids if seed in dense]
         cells = [_spread([scores[name] for scores in arm["seeds"].values()]) for name in ("precision", "recall", "accuracy")]
         share = f"{statistics.mean(ratios):.2f}x" if ratios else ""
-        lines.append(f"| {arm['title']} | {arm['gflops']:.3f} | {_spread([*fids.values()])} | {share} | {' | '.join(cells)} |")
+        fid = _spread([*fids.values()])
+        lines.append(f"| {arm['title']} | {arm['gflops']:.3f} | {len(fids)} | {fid} | {share} | {' | '.join(cells)} |")
     real = [f"{held_out[name]:.3f}" for name in ("precision", "recall", "accuracy")]
-    lines.append(f"| 1,000 real images, not in the training | | {held_out['fid']:.3f} | | {' | '.join(real)} |")
+    lines.append(f"| 1,000 real images, not in the training | | | {held_out['fid']:.3f} | | {' | '.join(real)} |")
+    counted = f"{results['samples']:,} samples for each seed; FID, precision and recall on the features of a classifier"
+    lines += [
+        "",
+        f"{counted} trained on those 1,000 images, which is right on {results['classifier_accuracy']:.1%} of the others.",
+    ]
     return "\n".join(lines)
 
 
