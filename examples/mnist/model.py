@@ -38,14 +38,16 @@ class Block(nn.Module):
 
 
 class MnistDiT(nn.Module):
-    """``forward(x, timestep, label)``: images (batch, 1, 32, 32) to noise and variance (batch, 2, 32, 32).
+    """``forward(x, timestep, label)``: images (batch, 1, 32, 32) to noise and variance, or velocity alone (batch, channels, 32, 32).
 
     Label 10 stands for no label.
     """
 
-    def __init__(self, depth: int = 12, width: int = 96, heads: int = 3, size: int = 32, patch: int = 2) -> None:
+    def __init__(
+        self, depth: int = 12, width: int = 96, heads: int = 3, channels: int = 2, size: int = 32, patch: int = 2
+    ) -> None:
         super().__init__()
-        self.patch, self.side = patch, size // patch
+        self.channels, self.patch, self.side = channels, patch, size // patch
         self.embed = nn.Conv2d(1, width, patch, patch)
         self.register_buffer("positions", positions(self.side, width), persistent=False)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
@@ -53,7 +55,7 @@ class MnistDiT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, 2 * patch * patch)
+        self.head = nn.Linear(width, channels * patch * patch)
         self.reset()
 
     def reset(self) -> None:
@@ -77,7 +79,7 @@ class MnistDiT(nn.Module):
             tokens = block(tokens, condition)
         shift, scale = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
         pixels = self.head(self.norm(tokens) * (1 + scale) + shift)
-        pixels = pixels.unflatten(1, (self.side, self.side)).unflatten(-1, (self.patch, self.patch, 2))
+        pixels = pixels.unflatten(1, (self.side, self.side)).unflatten(-1, (self.patch, self.patch, self.channels))
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
@@ -97,11 +99,11 @@ def positions(side: int, width: int) -> torch.Tensor:
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)[None].float()
 
 
-def make(depth: int = 12, width: int = 96, heads: int = 3) -> tuple[nn.Module, dict[str, Any]]:
+def make(depth: int = 12, width: int = 96, heads: int = 3, channels: int = 2) -> tuple[nn.Module, dict[str, Any]]:
     """The model and the inputs of one call, as ``sparsify train examples.mnist.model:make`` wants them."""
     inputs = {
         "x": torch.randn(2, 1, 32, 32),
         "timestep": torch.full((2,), 500),
         "label": torch.zeros(2, dtype=torch.long),
     }
-    return MnistDiT(depth, width, heads), inputs
+    return MnistDiT(depth, width, heads, channels), inputs
