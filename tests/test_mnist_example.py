@@ -14,13 +14,15 @@ import torch
 from rich.console import Console
 from scipy import linalg
 
-from examples.mnist import demo, metrics, published, report
+from examples.mnist import demo, metrics, published, report, sampling
 from examples.mnist.__main__ import main
 from examples.mnist.data import parts
 from examples.mnist.merging import merging
 from examples.mnist.model import MnistDiT, make
 from examples.mnist.settings import FOLDER, Settings
 from sparsify import SDTM, Policy, sparsify
+from sparsify.training import TrainConfig
+from sparsify.training.loss import objective_of
 
 from .plain_dit import randomised
 
@@ -84,6 +86,21 @@ def test_merging_nothing_changes_nothing_and_merging_much_changes_little_where_t
     assert (merging(model, (16, 16), 100)(x, t, y) - model(x, t, y)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("objective", ["diffusion", "flow"])
+def test_a_model_that_knows_the_image_draws_it(objective: str) -> None:
+    """The right answer at any noise, from what training adds the noise with."""
+    config, image = TrainConfig(1, objective=objective, noise_schedule="cosine"), torch.rand(3, 1, 32, 32) * 2 - 1
+    one, none = torch.ones(3, 1, 32, 32), torch.zeros(3, 1, 32, 32)
+
+    def model(x: torch.Tensor, timestep: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        noised = objective_of(config, torch.device("cpu")).noised
+        noise = (x - noised(one, none, timestep) * image) / noised(none, one, timestep)
+        return noise - image if objective == "flow" else torch.cat([noise, noise], dim=1)
+
+    (drawn,) = sampling.drawn(model, sampling.noise_of(3, 0), torch.arange(3), objective, steps=10)
+    assert (drawn - image).abs().max() <= 1e-4
+
+
 def test_the_settings_are_what_the_experiment_promises() -> None:
     settings = Settings.read()
     model, inputs = make(**settings.model)
@@ -140,7 +157,7 @@ def test_the_demo_draws_the_same_digits_in_turns_and_compares() -> None:
         return demo.Timed(forward)
 
     models = [model("dense", 0.0), model("sparse", 0.0)]
-    first, second = demo.side_by_side(models, 12, seed=1)
+    first, second = demo.side_by_side(models, 12, seed=1, objective="diffusion")
     assert first.shape == (12, 1, 32, 32)
     assert torch.equal(first, second), "from the same noise"
     assert calls == (["dense"] * 50 + ["sparse"] * 50) * 2

@@ -14,6 +14,7 @@ from torch import nn
 
 from sparsify import SDTM, Density, Policy, SparseModel, sparsify
 
+from .helpers import slow
 from .plain_dit import randomised
 from .side_input_models import CHANNELS, CONTEXT, SequenceDiT, Wan, cells, turns
 from .side_input_oracle import RATES, TIME_RATE, flux, sd3, sequence, wan
@@ -132,7 +133,9 @@ SKIPS = {
 }
 
 
-@pytest.mark.parametrize("policy", SKIPS.values(), ids=SKIPS.keys())
+@pytest.mark.parametrize(
+    "policy", [policy if i == 0 else slow(policy) for i, policy in enumerate(SKIPS.values())], ids=SKIPS.keys()
+)
 def test_long_skips(policy: Policy) -> None:
     check(SequenceDiT(depth=9, skips=True), policy, sequence, *three_calls(4))
 

@@ -13,11 +13,11 @@ from torch import nn
 from benchmarks.token_merging import merged_at
 from sparsify import Policy, SparseModel, lower, sparsify
 from sparsify.training import train
+from sparsify.training.loss import objective_of
 
 from .data import Part
 from .merging import merging
 from .model import make
-from .sampling import BETAS
 from .settings import Settings
 
 _BATCH = 64
@@ -81,18 +81,16 @@ def sparse_model(settings: Settings, dense: Path, weights: Path | None = None) -
     return sparse
 
 
-def noised_batches(data: Part, times: Iterable[int], seed: int) -> list[dict[str, torch.Tensor]]:
-    """Noised images, a batch of 64 for each timestep."""
-    from diffusers import DDPMScheduler
-
+def noised_batches(settings: Settings, data: Part, times: Iterable[int], seed: int) -> list[dict[str, torch.Tensor]]:
+    """Noised images as in the training, a batch of 64 for each timestep."""
     generator = torch.Generator().manual_seed(seed)
-    scheduler = DDPMScheduler(beta_schedule=BETAS)
+    objective = objective_of(settings.dense, torch.device("cpu"))
     batches = []
     for t in times:
         rows = torch.randint(len(data.labels), (_BATCH,), generator=generator)
         timestep = torch.full((_BATCH,), t)
         noise = torch.randn(_BATCH, 1, 32, 32, generator=generator)
-        x = scheduler.add_noise(data.images[rows], noise, timestep)  # type: ignore[arg-type]
+        x = objective.noised(data.images[rows], noise, timestep)
         batches.append({"x": x, "timestep": timestep, "label": data.labels[rows]})
     return batches
 
@@ -100,7 +98,7 @@ def noised_batches(data: Part, times: Iterable[int], seed: int) -> list[dict[str
 def calibration_batches(settings: Settings, data: Part) -> list[dict[str, torch.Tensor]]:
     """Batches evenly over the schedule."""
     count = settings.calibration // _BATCH
-    return noised_batches(data, [int((index + 0.5) * 1000 / count) for index in range(count)], seed=0)
+    return noised_batches(settings, data, [int((index + 0.5) * 1000 / count) for index in range(count)], seed=0)
 
 
 def make_sparse_arm(arm: Arm, settings: Settings, data: Part, dense: Path, out: Path, weights: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def main(words: Sequence[str] | None = None) -> int:
     dense, _ = dense_model(settings, weights_of("dense"))
     sparse = sparse_model(settings, weights_of("dense"), weights_of("calibrated-finetuned"))
     models = [Timed(dense.eval()), Timed(sparse)]
-    images = side_by_side(models, options.digits, options.seed)
+    images = side_by_side(models, options.digits, options.seed, settings.dense.objective)
     found = sparse.report()
     Console().print(table(models, [found.gflops_dense, found.gflops], json.loads((FOLDER / "results.json").read_text())))
     picture = options.out / "digits.png"
@@ -69,10 +69,10 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def side_by_side(models: Sequence[Timed], count: int, seed: int) -> list[torch.Tensor]:
+def side_by_side(models: Sequence[Timed], count: int, seed: int, objective: str) -> list[torch.Tensor]:
     """Images of each model from the same noise, drawn in turns so that both meet the same load."""
     noise, labels = noise_of(count, seed), labels_of(count)
-    turns = zip(*(drawn(model, noise, labels, batch=_BATCH) for model in models), strict=True)
+    turns = zip(*(drawn(model, noise, labels, objective, batch=_BATCH) for model in models), strict=True)
     batches = [*track(turns, "drawing digits with both models", -(-count // _BATCH), console=Console(stderr=True))]
     return [torch.cat(images) for images in zip(*batches, strict=True)]
 

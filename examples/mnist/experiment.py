@@ -66,7 +66,7 @@ class Experiment:
         made = {name: weights for name in ARMS if (weights := self.weights(name)) is not None and weights.exists()}
         if missing := made.keys() - found.keys():
             dense, _ = arms.dense_model(self.settings, self.dense)
-            batches = arms.noised_batches(self.data, TIMES, seed=12345)  # other noise than the calibration's
+            batches = arms.noised_batches(self.settings, self.data, TIMES, seed=12345)  # other noise than the calibration's
             with torch.no_grad():
                 want = [dense.eval()(**batch)[:, :1] for batch in batches]
                 for name in missing:
@@ -96,7 +96,16 @@ class Experiment:
             if file.exists():
                 continue
             started, what = time.perf_counter(), f"{ARMS[name].title}, seed {seed}, {file.stem}"
-            images = torch.cat([*track(drawn(model, some, asked), what, len(some) // 250 or 1, console=self.console)])
+            images = torch.cat(
+                [
+                    *track(
+                        drawn(model, some, asked, self.settings.dense.objective),
+                        what,
+                        len(some) // 250 or 1,
+                        console=self.console,
+                    )
+                ]
+            )
             seconds = torch.tensor((time.perf_counter() - started) / len(some))
             file.parent.mkdir(parents=True, exist_ok=True)
             save_file({"pixels": _bytes(images), "seconds": seconds, "gflops": torch.tensor(gflops)}, file.with_suffix(".part"))

@@ -1,11 +1,15 @@
-"""Draw digits: DDIM (Song et al., arXiv 2010.02502) on the conditional model, without guidance."""
+"""Draw digits with the conditional model, without guidance: DDIM (Song et al., arXiv 2010.02502).
+
+For a model that predicts velocities, whose paths are straight lines, DDIM's steps are those of Euler.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 Model = Callable[..., torch.Tensor]
 STEPS = 50
@@ -22,25 +26,32 @@ def noise_of(count: int, seed: int) -> torch.Tensor:
 
 
 def drawn(
-    model: Model, noise: torch.Tensor, labels: torch.Tensor, steps: int = STEPS, batch: int = 250
+    model: Model, noise: torch.Tensor, labels: torch.Tensor, objective: str, steps: int = STEPS, batch: int = 250
 ) -> Iterator[torch.Tensor]:
     """Images in [-1, 1], batch by batch.
 
     Args:
-        model: ``model(x, timestep, label)`` to noise and variance.
+        model: ``model(x, timestep, label)`` to noise and variance, or to velocity.
         noise: (N, 1, 32, 32).
         labels: (N,).
+        objective: what the model was trained for, ``"diffusion"`` or ``"flow"``.
         steps: of the sampler, out of the 1000 of the training.
         batch: how many are drawn at once.
     """
     for x, label in zip(noise.split(batch), labels.split(batch), strict=True):
-        scheduler = DDIMScheduler(beta_schedule=BETAS, clip_sample=True, timestep_spacing="trailing")
+        scheduler = _scheduler(objective)
         scheduler.set_timesteps(steps)
         for step in scheduler.timesteps:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 output = model(x, step.expand(len(x)), label)
             x = scheduler.step(output[:, :1].float(), step, x).prev_sample
         yield x.clamp(-1, 1)
+
+
+def _scheduler(objective: str) -> Any:
+    if objective == "flow":
+        return FlowMatchEulerDiscreteScheduler()
+    return DDIMScheduler(beta_schedule=BETAS, clip_sample=True, timestep_spacing="trailing")
 
 
 BETAS = "squaredcos_cap_v2"  # what the models were trained with: "cosine" in train.json
