@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .equivalence import assert_equivalent
 from .failure import CheckFailure
 from .leaves import leaves, structural_mismatch, tensors_in
+from .state import random_numbers_kept
 
 _NOTHING = 1e-12  # a gradient this much smaller than the largest is none
 
@@ -86,7 +87,7 @@ def check_oracle(sparse: nn.Module, model: nn.Module, inputs: Inputs, oracle: Ca
 
 def gradients(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """Of one random projection of the results, by parameter; zeros where there is none."""
-    with torch.random.fork_rng(devices=[]):
+    with random_numbers_kept():
         found = [leaf for _, leaf in tensors_in(model(**inputs)) if leaf.requires_grad]
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not found or not parameters:
@@ -101,7 +102,7 @@ def gradients(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _called(model: nn.Module, inputs: Inputs) -> Any:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), random_numbers_kept():
         return model(**inputs)
 
 
