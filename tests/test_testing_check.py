@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -282,8 +283,63 @@ def test_arguments_are_checked() -> None:
         check_pass(Share(), max_examples=0)
     with pytest.raises(InputError, match=r"may_lose is '\*q\*'"):
         check_pass(Share(), may_lose="*q*")
+    with pytest.raises(InputError, match=r"may_lose is \(5,\); .* such as \('\*\.q\.\*',\)"):
+        check_pass(Share(), may_lose=(5,))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="models gives a Linear"):
         check_pass(Share(), models=st.builds(torch.nn.Linear, st.just(1), st.just(1)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("models", DiTSpec()), ("policies", Policy.dense()), ("policies", Policy), ("oracle", 5), ("exact", "no"), ("idempotent", 1),
+        ("seed", "a"), ("seed", -1), ("max_examples", True),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_of_check_pass_are_named(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^{field} is {re.escape(repr(value))}"):
+        check_pass(Share(), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch", 0),
+        ("batch", 2.0),
+        ("seed", None),
+        ("timestep", -1),
+        ("timestep", float("nan")),
+        ("timestep", "a"),
+        ("oracle", 5),
+    ],
+    ids=str,
+)
+def test_arguments_of_replay_are_named(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^{field} is {re.escape(repr(value))}; it must be "):
+        replay(Share(), DiTSpec(), Policy.dense(), **{field: value})
+
+
+def test_what_is_no_spec_or_no_policy_is_refused() -> None:
+    with pytest.raises(InputError, match=r"spec is a DiT; .* model\.spec"):
+        replay(Share(), DiTSpec().build(), Policy.dense())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="policy is 'dense'; it must be a Policy"):
+        replay(Share(), DiTSpec(), "dense")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="policies gives 'dense'; it must be a Policy"):
+        check_pass(Share(), models=st.just(DiTSpec()), policies=st.just("dense"))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="policies, called with a model, gives Policy"):
+        check_pass(Share(), models=st.just(DiTSpec()), policies=lambda model: Policy.dense())  # type: ignore[arg-type,return-value]
+
+
+def test_a_policy_that_fits_no_model_fails_and_is_told() -> None:
+    with pytest.raises(CheckFailure, match="it never ran behind the policy's passes: no policy fits its model") as error:
+        replay(FuseAttention(), DiTSpec(written=True), Policy(3, (), 3))
+    assert error.value.kind == "unused"
+
+
+def test_one_row_is_an_example_too() -> None:
+    """The dense model is then called with the number of rows that it was not captured with."""
+    replay(FuseAttention(), DiTSpec(written=True), Policy.dense(), batch=1)
 
 
 def test_passes_run_where_nothing_reads_the_pooled_grid() -> None:
