@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import re
@@ -36,6 +37,7 @@ from sparsify.passes import (
 from sparsify.program import Program
 from sparsify.shapes import annotate
 from sparsify.testing import CheckFailure, DiTSpec, check_pass, replay, specs
+from sparsify.testing.paste import call_to_paste
 
 aten = torch.ops.aten
 
@@ -146,6 +148,14 @@ class MixesRows(Bad):
         return self.make(graph, aten.sub.Tensor, (node, self.make(graph, aten.mean.dim, (node, [0], True), node)), node)
 
 
+class CountsRows(Bad):
+    """Right for two rows: every row is taken by itself, but over their number."""
+
+    def instead(self, graph: fx.Graph, node: fx.Node) -> fx.Node:
+        rows = self.make(graph, aten.sym_size.int, (node, 0), node)
+        return self.make(graph, aten.div.Tensor, (self.make(graph, aten.mul.Tensor, (node, 2.0), node), rows), node)
+
+
 class LosesGradients(Bad):
     def instead(self, graph: fx.Graph, node: fx.Node) -> fx.Node:
         return self.make(graph, aten.mul.Tensor, (node, 0.0), node)
@@ -176,6 +186,7 @@ BAD = {
     NoProvenance: ("provenance", r"%neg\w* of outer graph \(aten\.neg\.default\) does not say which pass made it"),
     Nondeterministic: ("determinism", r"two runs on the same program give different ones"),
     MixesRows: ("batch", r"output\[0\] changes by .* when the other rows of the batch change"),
+    CountsRows: ("batch", r"output\[0\] changes by .* the result depends on how many rows there are"),
     LosesGradients: ("gradients", r"embed\.weight, .* and others had a gradient and has none with the pass"),
     NotFinite: ("finite", r"output has \d+ values that are no finite numbers"),
     Crashes: ("error", r"KeyError: 'lost' \(while the pass bad ran\)"),
@@ -260,6 +271,42 @@ def test_an_oracle_and_options_that_are_not_read_back() -> None:
     with pytest.raises(CheckFailure, match="cannot be read back") as error:
         check_pass(QuickGelu("fast"), **here)  # type: ignore[arg-type]
     assert error.value.kind == "text"
+
+
+@dataclass(frozen=True)
+class Steep(QuickGelu):
+    """An option that has no literal, and one that may have no name."""
+
+    limits: tuple[float, ...] = ()
+    name: ClassVar[str] = "steep-tested"
+
+
+@pytest.mark.parametrize(
+    ("oracle", "comment"),
+    [
+        (lambda model, inputs: inputs["x"], r"# oracle is the one that was given: <lambda>, line \d+ of .*test_testing_check"),
+        (
+            functools.partial(with_quick_gelu),
+            r"# oracle is the one that was given: functools\.partial of with_quick_gelu, line ",
+        ),
+    ],
+    ids=["lambda", "partial"],
+)
+def test_code_to_paste_is_valid_whatever_it_is_given(oracle: Any, comment: str) -> None:
+    rewrite = Steep(float("-inf"), limits=(float("inf"), float("nan"), 0.5))
+    code = call_to_paste("replay", (rewrite, DiTSpec(), Policy.dense()), {"oracle": oracle, "may_lose": ("*.q.*",)})
+    assert re.search(comment, code) and "    oracle=oracle,\n" in code
+    called: list[Any] = []
+    names = {
+        "Steep": Steep,
+        "DiTSpec": DiTSpec,
+        "Policy": Policy,
+        "oracle": oracle,
+        "replay": lambda *a, **k: called.append((a, k)),
+    }
+    exec(re.sub(r"(?m)^from .*$", "", code), names)
+    (made, spec, policy), given = called[0]
+    assert repr(made) == repr(rewrite) and (spec, policy) == (DiTSpec(), Policy.dense()) and given["oracle"] is oracle
 
 
 def test_a_pass_that_rewrites_nothing_fails_with_the_nearest_miss() -> None:

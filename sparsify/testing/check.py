@@ -47,8 +47,8 @@ def check_pass(
     * the verifier accepts what it leaves (``verifier``);
     * every node that it makes says so, and every block that it gives another body (``provenance``);
     * a second run on the same program gives the same program and the same text (``determinism``);
-    * results have the model's types and are finite, each row of a batch is what it is whatever the others are, gradients are
-      finite and reach what they reached (``type``, ``finite``, ``batch``, ``gradients``);
+    * results have the model's types and are finite, each row of a batch is what it is whatever the others are and
+      however many, gradients are finite and reach what they reached (``type``, ``finite``, ``batch``, ``gradients``);
     * an exact pass changes no value and no gradient (``exact``), and running it twice is running it once (``idempotence``);
     * the model is as it was, and so are random numbers (``model``).
 

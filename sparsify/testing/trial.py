@@ -181,5 +181,5 @@ def _check_semantics(found: Captured, trial: Trial, claims: Claims, way: Way, sp
     if not claims.exact:
         freshen(sparse, [name for name, _ in sparse.named_parameters() if name not in shared])
         check_type(sparse, found.model, inputs)
-    check_batch(sparse, inputs, trial.inputs(trial.seed + 1))
+    check_batch(sparse, inputs, trial.inputs(trial.seed + 1), alone=way.policy is None)
     check_gradients(sparse, reference, inputs, claims.may_lose)
