@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -35,6 +37,7 @@ from sparsify.passes import (
 from sparsify.program import Program
 from sparsify.shapes import annotate
 from sparsify.testing import CheckFailure, DiTSpec, check_pass, replay, specs
+from sparsify.testing.paste import call_to_paste
 
 aten = torch.ops.aten
 
@@ -145,6 +148,14 @@ class MixesRows(Bad):
         return self.make(graph, aten.sub.Tensor, (node, self.make(graph, aten.mean.dim, (node, [0], True), node)), node)
 
 
+class CountsRows(Bad):
+    """Right for two rows: every row is taken by itself, but over their number."""
+
+    def instead(self, graph: fx.Graph, node: fx.Node) -> fx.Node:
+        rows = self.make(graph, aten.sym_size.int, (node, 0), node)
+        return self.make(graph, aten.div.Tensor, (self.make(graph, aten.mul.Tensor, (node, 2.0), node), rows), node)
+
+
 class LosesGradients(Bad):
     def instead(self, graph: fx.Graph, node: fx.Node) -> fx.Node:
         return self.make(graph, aten.mul.Tensor, (node, 0.0), node)
@@ -175,6 +186,7 @@ BAD = {
     NoProvenance: ("provenance", r"%neg\w* of outer graph \(aten\.neg\.default\) does not say which pass made it"),
     Nondeterministic: ("determinism", r"two runs on the same program give different ones"),
     MixesRows: ("batch", r"output\[0\] changes by .* when the other rows of the batch change"),
+    CountsRows: ("batch", r"output\[0\] changes by .* the result depends on how many rows there are"),
     LosesGradients: ("gradients", r"embed\.weight, .* and others had a gradient and has none with the pass"),
     NotFinite: ("finite", r"output has \d+ values that are no finite numbers"),
     Crashes: ("error", r"KeyError: 'lost' \(while the pass bad ran\)"),
@@ -261,6 +273,42 @@ def test_an_oracle_and_options_that_are_not_read_back() -> None:
     assert error.value.kind == "text"
 
 
+@dataclass(frozen=True)
+class Steep(QuickGelu):
+    """An option that has no literal, and one that may have no name."""
+
+    limits: tuple[float, ...] = ()
+    name: ClassVar[str] = "steep-tested"
+
+
+@pytest.mark.parametrize(
+    ("oracle", "comment"),
+    [
+        (lambda model, inputs: inputs["x"], r"# oracle is the one that was given: <lambda>, line \d+ of .*test_testing_check"),
+        (
+            functools.partial(with_quick_gelu),
+            r"# oracle is the one that was given: functools\.partial of with_quick_gelu, line ",
+        ),
+    ],
+    ids=["lambda", "partial"],
+)
+def test_code_to_paste_is_valid_whatever_it_is_given(oracle: Any, comment: str) -> None:
+    rewrite = Steep(float("-inf"), limits=(float("inf"), float("nan"), 0.5))
+    code = call_to_paste("replay", (rewrite, DiTSpec(), Policy.dense()), {"oracle": oracle, "may_lose": ("*.q.*",)})
+    assert re.search(comment, code) and "    oracle=oracle,\n" in code
+    called: list[Any] = []
+    names = {
+        "Steep": Steep,
+        "DiTSpec": DiTSpec,
+        "Policy": Policy,
+        "oracle": oracle,
+        "replay": lambda *a, **k: called.append((a, k)),
+    }
+    exec(re.sub(r"(?m)^from .*$", "", code), names)
+    (made, spec, policy), given = called[0]
+    assert repr(made) == repr(rewrite) and (spec, policy) == (DiTSpec(), Policy.dense()) and given["oracle"] is oracle
+
+
 def test_a_pass_that_rewrites_nothing_fails_with_the_nearest_miss() -> None:
     class ExactGelu(QuickGelu):
         name: ClassVar[str] = "exact-gelu-tested"
@@ -282,8 +330,63 @@ def test_arguments_are_checked() -> None:
         check_pass(Share(), max_examples=0)
     with pytest.raises(InputError, match=r"may_lose is '\*q\*'"):
         check_pass(Share(), may_lose="*q*")
+    with pytest.raises(InputError, match=r"may_lose is \(5,\); .* such as \('\*\.q\.\*',\)"):
+        check_pass(Share(), may_lose=(5,))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="models gives a Linear"):
         check_pass(Share(), models=st.builds(torch.nn.Linear, st.just(1), st.just(1)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("models", DiTSpec()), ("policies", Policy.dense()), ("policies", Policy), ("oracle", 5), ("exact", "no"), ("idempotent", 1),
+        ("seed", "a"), ("seed", -1), ("max_examples", True),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_of_check_pass_are_named(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^{field} is {re.escape(repr(value))}"):
+        check_pass(Share(), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch", 0),
+        ("batch", 2.0),
+        ("seed", None),
+        ("timestep", -1),
+        ("timestep", float("nan")),
+        ("timestep", "a"),
+        ("oracle", 5),
+    ],
+    ids=str,
+)
+def test_arguments_of_replay_are_named(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=rf"^{field} is {re.escape(repr(value))}; it must be "):
+        replay(Share(), DiTSpec(), Policy.dense(), **{field: value})
+
+
+def test_what_is_no_spec_or_no_policy_is_refused() -> None:
+    with pytest.raises(InputError, match=r"spec is a DiT; .* model\.spec"):
+        replay(Share(), DiTSpec().build(), Policy.dense())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="policy is 'dense'; it must be a Policy"):
+        replay(Share(), DiTSpec(), "dense")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="policies gives 'dense'; it must be a Policy"):
+        check_pass(Share(), models=st.just(DiTSpec()), policies=st.just("dense"))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="policies, called with a model, gives Policy"):
+        check_pass(Share(), models=st.just(DiTSpec()), policies=lambda model: Policy.dense())  # type: ignore[arg-type,return-value]
+
+
+def test_a_policy_that_fits_no_model_fails_and_is_told() -> None:
+    with pytest.raises(CheckFailure, match="it never ran behind the policy's passes: no policy fits its model") as error:
+        replay(FuseAttention(), DiTSpec(written=True), Policy(3, (), 3))
+    assert error.value.kind == "unused"
+
+
+def test_one_row_is_an_example_too() -> None:
+    """The dense model is then called with the number of rows that it was not captured with."""
+    replay(FuseAttention(), DiTSpec(written=True), Policy.dense(), batch=1)
 
 
 def test_passes_run_where_nothing_reads_the_pooled_grid() -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -176,6 +177,63 @@ def test_a_sparse_model_is_compared_with_its_model() -> None:
         assert_equivalent(sparsify(model, policy, inputs), model, inputs)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("rtol", value) for value in (float("nan"), float("inf"), -1.0, "1", True, 1j)),
+        *(("atol", value) for value in (float("nan"), float("inf"), -1.0, "1", None)),
+        *(("depth", value) for value in (0, -1, "a", 1.5, True)),
+        ("gradients", "input"), ("gradients", 1), ("gradients", None), ("equal_nan", "no"),
+    ],
+)  # fmt: skip
+def test_options_of_a_comparison_are_checked(field: str, value: Any) -> None:
+    x = torch.ones(2, dtype=torch.float64)
+    with pytest.raises(InputError, match=rf"^{field} is {re.escape(repr(value))}; it must be "):
+        assert_equivalent(lambda x: x + 1, lambda x: x, (x,), **{field: value})
+
+
+def test_large_integers_are_compared_exactly() -> None:
+    def ones(value: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: torch.tensor([0, value, value])
+
+    x = torch.ones(2)
+    assert_equivalent(ones(2**53), ones(2**53), (x,))
+    with pytest.raises(AssertionError, match=rf"at \[1\] is {2**53 + 1} where {2**53} .* the difference is 1, 2 of 3 values"):
+        assert_equivalent(ones(2**53 + 1), ones(2**53), (x,))
+
+
+def test_a_name_that_stands_for_another_tensor_is_noticed_and_put_back() -> None:
+    def buffer_rebound(m: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        m.count = m.count + 1
+        return y
+
+    def parameter_rebound(m: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        m.layers[0].bias = nn.Parameter(m.layers[0].bias.detach() + 1)
+        return y
+
+    for spoil, match in (
+        (buffer_rebound, "a changed the buffer count"),
+        (parameter_rebound, r"a changed the parameter layers\.0\.bias"),
+    ):
+        model = Net(spoil)
+        count, bias = model.count, model.layers[0].bias
+        with pytest.raises(AssertionError, match=match):
+            assert_equivalent(model, Net(), (torch.randn(3, 4, dtype=torch.float64),), gradients=False)
+        assert model.count is count and model.layers[0].bias is bias and not count.any()
+
+
+def test_random_numbers_of_python_and_numpy_are_the_same_for_both_and_put_back() -> None:
+    x = torch.ones(2, dtype=torch.float64)
+    before, numbers = random.getstate(), np.random.get_state(legacy=True)[1:3]  # type: ignore[index]
+
+    def noisy(x: torch.Tensor) -> torch.Tensor:
+        return x * random.random() + np.random.rand()
+
+    assert_equivalent(noisy, lambda x: noisy(x), (x,))
+    after = np.random.get_state(legacy=True)[1:3]  # type: ignore[index]
+    assert random.getstate() == before and after[1] == numbers[1] and np.array_equal(after[0], numbers[0])
+
+
 # --- graphs ----------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +355,83 @@ def test_parameters_go_by_name_or_by_shape() -> None:
     assert not isomorphic(a, b) and isomorphic(a, b, parameters=False) and not isomorphic(a, c)
     with pytest.raises(InputError, match="is no graph"):
         isomorphic(a, nn.Linear(2, 2))
+
+
+class Holds(nn.Module):
+    """Calls what it is given, with modules, a parameter and a buffer."""
+
+    def __init__(self, call: Callable[..., Any], size: int = 3, value: float = 1.0, **modules: nn.Module) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.register_buffer("table", torch.full((3,), value))
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.call = call
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.call(self, x)
+
+
+def through_act(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return m.act(x)
+
+
+def drop_two(m: Any, x: torch.Tensor) -> Any:
+    one, other = nn.functional.dropout(x), nn.functional.dropout(x)
+    return one.sin() - other.cos()
+
+
+def drop_two_swapped(m: Any, x: torch.Tensor) -> Any:
+    other, one = nn.functional.dropout(x), nn.functional.dropout(x)
+    return one.sin() - other.cos()
+
+
+def read_and_write(m: Any, x: torch.Tensor) -> Any:
+    before = x.sin()
+    return before, x.add_(1)
+
+
+def write_and_read(m: Any, x: torch.Tensor) -> Any:
+    after = x.add_(1)
+    return x.sin(), after
+
+
+def modules_in_order(m: Any, x: torch.Tensor) -> Any:
+    one, other = m.a(x), m.b(x)
+    return one - other
+
+
+def modules_swapped(m: Any, x: torch.Tensor) -> Any:
+    other, one = m.b(x), m.a(x)
+    return one - other
+
+
+DROPS = {"a": nn.Dropout(), "b": nn.Dropout()}
+SYMBOLIC = {
+    "class of a module": (Holds(through_act, act=nn.ReLU()), Holds(through_act, act=nn.GELU())),
+    "option of a module": (Holds(through_act, act=nn.GELU()), Holds(through_act, act=nn.GELU("tanh"))),
+    "size of a module": (Holds(through_act, act=nn.Linear(4, 4)), Holds(through_act, act=nn.Linear(4, 5))),
+    "buffer": (Holds(lambda m, x: x + m.table), Holds(lambda m, x: x + m.table, value=2.0)),
+    "shape of a parameter": (Holds(lambda m, x: x + m.weight), Holds(lambda m, x: x + m.weight, size=1)),
+    "random functions": (Holds(drop_two), Holds(drop_two_swapped)),
+    "random modules": (Holds(modules_in_order, **DROPS), Holds(modules_swapped, **DROPS)),
+    "in-place operators": (Holds(read_and_write), Holds(write_and_read)),
+}
+
+
+@pytest.mark.parametrize("pair", SYMBOLIC.values(), ids=SYMBOLIC.keys())
+def test_what_symbolic_traces_name_is_looked_at(pair: tuple[nn.Module, nn.Module]) -> None:
+    a, b = map(fx.symbolic_trace, pair)
+    for parameters in (False, True):
+        assert not isomorphic(a, b, parameters=parameters) and not isomorphic(b, a, parameters=parameters)
+        for each, module in zip((a, b), pair, strict=True):
+            assert structural_difference(each, fx.symbolic_trace(copy.deepcopy(module)), parameters=parameters) is None
+
+
+def test_the_order_of_modules_without_effects_does_not_matter() -> None:
+    for layers in ({"a": nn.Linear(4, 4), "b": nn.GELU()}, {"a": nn.Dropout().eval(), "b": nn.LayerNorm(4)}):
+        a, b = (fx.symbolic_trace(Holds(call, **layers)) for call in (modules_in_order, modules_swapped))  # type: ignore[arg-type]
+        assert structural_difference(a, b) is None
 
 
 def test_programs_are_compared_body_by_body() -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ..errors import InputError
-from ..passes import BlockRange, Pass, Pipeline
+from ..passes import BlockRange, Pass
 from ..passes.options import pass_text, read_pass
 from ..policy import Policy
+from .arguments import Passes, check_policy, check_search, check_trial, claims_of, strategy_of
 from .failure import CheckFailure
 from .model_strategies import specs
 from .paste import call_to_paste
@@ -25,8 +26,6 @@ from .trial import Claims, Oracle, Outcome, Trial, examine
 
 _MAX_SHRINKS = 40  # examples that are looked at for a smaller one that fails
 _STEPS = st.sampled_from([0.5, 0.0, 0.1, 0.25, 0.75, 0.9])  # of the schedule, from the data to noise
-
-Passes = Pass | str | Sequence[Pass | str]
 
 
 def check_pass(
@@ -48,8 +47,8 @@ def check_pass(
     * the verifier accepts what it leaves (``verifier``);
     * every node that it makes says so, and every block that it gives another body (``provenance``);
     * a second run on the same program gives the same program and the same text (``determinism``);
-    * results have the model's types and are finite, each row of a batch is what it is whatever the others are, gradients are
-      finite and reach what they reached (``type``, ``finite``, ``batch``, ``gradients``);
+    * results have the model's types and are finite, each row of a batch is what it is whatever the others are and
+      however many, gradients are finite and reach what they reached (``type``, ``finite``, ``batch``, ``gradients``);
     * an exact pass changes no value and no gradient (``exact``), and running it twice is running it once (``idempotence``);
     * the model is as it was, and so are random numbers (``model``).
 
@@ -70,12 +69,12 @@ def check_pass(
         seed: for other examples than those that are always taken.
 
     Raises:
-        CheckFailure: an AssertionError with ``kind``, one of the words in brackets above, or ``unused``: nothing was rewritten at all.
+        CheckFailure: an AssertionError with ``kind``, one of the words in brackets above, or ``unused``: nothing was rewritten at all, or
+            no policy fitted its model.
         InputError: an argument is none of what is allowed.
     """
-    claims = _claims(rewrite, exact, idempotent, oracle, before, may_lose)
-    if isinstance(max_examples, bool) or not isinstance(max_examples, int) or max_examples < 1:
-        raise InputError(f"max_examples is {max_examples!r}; it must be an integer of at least 1.")
+    claims = claims_of(rewrite, exact, idempotent, oracle, before, may_lose)
+    check_search(models, policies, max_examples, seed)
     search = _Search(rewrite, claims)
     trials = _trials(models if models is not None else _models_for(rewrite), policies)
     options = settings(
@@ -120,8 +119,10 @@ def replay(
 
     Raises:
         CheckFailure: the same as there; also if nothing was rewritten.
+        InputError: an argument is none of what is allowed.
     """
-    claims = _claims(rewrite, exact, idempotent, oracle, before, may_lose)
+    claims = claims_of(rewrite, exact, idempotent, oracle, before, may_lose)
+    check_trial(spec, policy, batch, seed, timestep)
     search, trial = _Search(rewrite, claims), Trial(spec, policy, batch, seed, timestep)
     if search.fails(trial):
         failure = search.outcomes[trial]
@@ -178,16 +179,6 @@ def _check_text(rewrite: Pass) -> None:
         raise CheckFailure("text", f"it prints as {text!r}, which is read back as {read!r}, and it is {rewrite!r}.")
 
 
-def _claims(rewrite: Any, exact: bool | None, idempotent: bool | None, oracle: Any, before: Any, may_lose: Any) -> Claims:
-    if not isinstance(rewrite, Pass):
-        hint = " (give an instance, not the class)" if isinstance(rewrite, type) else ""
-        raise InputError(f"rewrite is {rewrite!r}{hint}; it must be a pass, such as MyPass().")
-    if isinstance(may_lose, str):
-        raise InputError(f"may_lose is {may_lose!r}; it must be a sequence of patterns, such as ({may_lose!r},).")
-    exact = rewrite.prepares if exact is None else exact
-    return Claims(exact, exact if idempotent is None else idempotent, oracle, Pipeline.of(before).passes, tuple(may_lose))
-
-
 def _models_for(rewrite: Pass) -> st.SearchStrategy[DiTSpec]:
     ranges = [getattr(rewrite, field.name) for field in dataclasses.fields(rewrite)]
     least = max([2, *(blocks.last + 1 for blocks in ranges if isinstance(blocks, BlockRange))])
@@ -208,7 +199,8 @@ def _trials(draw: st.DrawFn, models: st.SearchStrategy[Any], policies: Any) -> T
     elif policies is None:
         policy = draw(st.just(Policy.dense()) | policies_for(spec.build()))
     else:
-        policy = draw(policies(spec.build()))
+        policy = draw(strategy_of(policies(spec.build())))
+    check_policy(policy, "policies gives")
     batch, seed, step = draw(st.integers(2, 3)), draw(st.integers(0, 99)), draw(_STEPS)
     return Trial(spec, policy, batch, seed, step if spec.flow else round(step * spec.timesteps))
 
@@ -227,6 +219,12 @@ def _with_code(failure: CheckFailure, rewrite: Pass, trial: Trial, claims: Claim
 def _raise_if_unused(search: _Search, rewrite: Pass, claims: Claims) -> None:
     outcomes = [(trial, outcome) for trial, outcome in search.outcomes.items() if isinstance(outcome, Outcome)]
     if any(outcome.places for _, outcome in outcomes):
+        if all(outcome.misfit for _, outcome in outcomes):
+            trial, outcome = outcomes[0]
+            message = (
+                f"it never ran behind the policy's passes: no policy fits its model, such as {trial.policy!r}. {outcome.misfit}"
+            )
+            raise _with_code(CheckFailure("unused", message), rewrite, trial, claims)
         return
     trial, outcome = next(((t, o) for t, o in outcomes if o.refusals), outcomes[0])
     why = outcome.refusals[0] if outcome.refusals else "there is no place for it"

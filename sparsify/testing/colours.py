@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
 import torch
-from torch import fx
+from torch import fx, nn
+from torch._subclasses import FakeTensor
 
-from ..probe import is_random
 from ..shapes import size_of
+from .effects import effect_of
 
 Operands = tuple[str, ...]  # where in a node's arguments another one stands, such as ("0", "1.2", "bias")
 
@@ -25,12 +26,14 @@ class Labels:
     Attributes:
         metadata: whether the value it claims does.
         parameters: whether the name of a parameter does.
-        constants: tensors and regions by name; these count as what they are, not by their names.
+        constants: tensors and regions by name; these count as what they are, not by their names. Of parameters the shapes count.
+        modules: those that a graph calls, by name. They count by class, options, and what they hold.
     """
 
     metadata: bool
     parameters: bool
     constants: Mapping[str, Any]
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def of(self, node: fx.Node, position: int) -> str:
         """``position`` is that among the inputs of the graph."""
@@ -39,6 +42,8 @@ class Labels:
         if node.op == "get_attr":
             return f"get_attr {self._named(node)}"
         target = node.target if isinstance(node.target, str) else _function(node.target)
+        if node.op == "call_module" and (module := self.modules.get(str(node.target))) is not None:
+            target = f"{target if self.parameters else ''} {_module(module)}"
         body = " as a block" if "body" in node.meta else ""
         return f"{node.op} {target}{body} {_outline(node.args)} {_outline(node.kwargs)}"
 
@@ -46,6 +51,8 @@ class Labels:
         constant = self.constants.get(str(node.target))
         if isinstance(constant, fx.GraphModule):
             return f"region {sorted(Coloured(constant.graph, self).colours.values())}"
+        if isinstance(constant, nn.Parameter):
+            return f"{node.target if self.parameters else 'parameter'} {_type(constant)}"
         if isinstance(constant, torch.Tensor):
             return f"constant {_digest(constant)}"
         return str(node.target) if self.parameters else "parameter"
@@ -56,7 +63,7 @@ class Coloured:
 
     def __init__(self, graph: fx.Graph, labels: Labels) -> None:
         self.nodes = list(graph.nodes)
-        self.operands = _operands(self.nodes)
+        self.operands = _operands(self.nodes, labels.modules)
         positions = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
         self.labels = {node: labels.of(node, positions.get(node, -1)) for node in self.nodes}
         if labels.metadata or not labels.parameters:  # what has no name still has a shape
@@ -137,16 +144,22 @@ def unmatched(a: Coloured, b: Coloured) -> str | None:
     return "they are refined in another number of steps"
 
 
-def _operands(nodes: Iterable[fx.Node]) -> dict[tuple[fx.Node, fx.Node], Operands]:
-    """Every edge, with the places at which the one stands among the arguments of the other."""
+def _operands(nodes: Iterable[fx.Node], modules: Mapping[str, nn.Module]) -> dict[tuple[fx.Node, fx.Node], Operands]:
+    """Every edge, with the places at which the one stands among the arguments of the other.
+
+    Operators that draw random numbers are chained in their order. Where one writes into a tensor all are: who reads it, under which
+    of its names and views, is not known.
+    """
     found: dict[tuple[fx.Node, fx.Node], Operands] = {}
-    last: fx.Node | None = None
+    nodes = list(nodes)
+    effects = {node: effect_of(node, modules.get(str(node.target))) for node in nodes}
+    all_count, last = "writes" in effects.values(), None
     for node in nodes:
         for place, source in (*_places(node.args, ""), *_places(node.kwargs, "")):
             found[source, node] = (*found.get((source, node), ()), place)
-        if node.op == "call_function" and is_random(node):
+        if effects[node] is not None or (all_count and node.op.startswith("call")):
             if last is not None:
-                found[last, node] = (*found.get((last, node), ()), "random numbers")
+                found[last, node] = (*found.get((last, node), ()), "order")
             last = node
     return found
 
@@ -222,9 +235,31 @@ def _value(value: Any, names: dict[sympy.Symbol, sympy.Symbol]) -> str:
     return str(value) if isinstance(value, int) else type(value).__name__
 
 
+def _module(module: nn.Module) -> str:
+    """Class, options and what is held, of a module and those in it; the values of parameters do not count."""
+    shown = []
+    for path, each in module.named_modules():
+        options = {name: _option(value) for name, value in sorted(vars(each).items()) if not name.startswith("_")}
+        parameters = {name: _type(p) for name, p in each.named_parameters(recurse=False)}
+        buffers = {name: _digest(tensor) for name, tensor in each.named_buffers(recurse=False)}
+        shown.append((path, _function(type(each)), each.extra_repr(), options, parameters, buffers))
+    return str(shown)
+
+
+def _option(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return _digest(value)
+    plain = value is None or isinstance(value, (bool, int, float, str, tuple, torch.dtype))
+    return repr(value) if plain else _function(value) if callable(value) else type(value).__name__
+
+
+def _type(tensor: torch.Tensor) -> str:
+    return f"{tensor.dtype}{list(tensor.shape)}"
+
+
 def _digest(tensor: torch.Tensor) -> str:
-    kind = f"{tensor.dtype}{list(tensor.shape)}"
-    return kind if tensor.is_meta else f"{kind} {_hash(tensor.detach().cpu().reshape(-1).tolist())}"
+    empty = tensor.is_meta or isinstance(tensor, FakeTensor)
+    return _type(tensor) if empty else f"{_type(tensor)} {_hash(tensor.detach().cpu().reshape(-1).tolist())}"
 
 
 def _hash(*parts: Any) -> str:

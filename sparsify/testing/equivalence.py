@@ -14,8 +14,8 @@ from ..calls import split_inputs
 from ..errors import InputError
 from ..runtime import SparseModel
 from .leaves import leaves, structural_mismatch, tensors_in
-from .state import State, tensors_of
-from .tolerance import Tolerance, mismatch
+from .state import State, random_numbers_kept, tensors_of
+from .tolerance import Tolerance, check_options, mismatch
 
 Gradients = bool | Literal["inputs"]
 
@@ -35,7 +35,7 @@ def assert_equivalent(
 
     Compared are the nesting of what they return, shapes, dtypes, devices, values, and for one random cotangent the gradients
     of all floating inputs and of all parameters that both have by the same name. A gradient that is None counts as zeros.
-    Both start from the same random state. What they are given and what they hold must be as it was afterwards, and is put
+    Both start from the same random state, of torch, Python and numpy. What they are given and what they hold must be as it was afterwards, and is put
     back if it is not.
 
     Values may differ by ``atol + rtol * magnitude``. The magnitude is the largest absolute value among all that ``b`` returns, or
@@ -55,8 +55,9 @@ def assert_equivalent(
 
     Raises:
         AssertionError: they differ; the message says where, what the values are, the difference and what is allowed.
-        InputError: there are no common parameters to compare gradients of.
+        InputError: there are no common parameters to compare gradients of, or an option is none of what is allowed.
     """
+    check_options(gradients=gradients, rtol=rtol, atol=atol, depth=depth, equal_nan=equal_nan)
     args, kwargs = split_inputs(inputs)
     mine, theirs = (_run(function, name, args, kwargs, gradients) for function, name in ((a, "a"), (b, "b")))
     if reason := structural_mismatch(mine.result, theirs.result):
@@ -104,7 +105,7 @@ def _run(function: Callable[..., Any], name: str, args: Any, kwargs: Any, gradie
     state = State({**held, **given}, *module)
     devices = sorted({t.device.index for t in (*held.values(), *given.values()) if t.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(bool(gradients)):
+        with random_numbers_kept(devices), torch.set_grad_enabled(bool(gradients)):
             result = function(*call[0], **call[1])
             found = _gradients(function, result, starts, gradients) if gradients else {}
         if (change := state.change()) is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import fx
+import torch
+from torch import fx, nn
 
 from ..errors import InputError
 from ..program import Body, Program
@@ -20,7 +21,9 @@ def isomorphic(a: Any, b: Any, *, metadata: bool = True, parameters: bool = True
 
     Names of nodes and of bodies do not matter, nor does the order of independent operators, nor what symbols of sizes are called.
     Inputs in their order, targets, constants with their types, which operand stands where, keyword arguments, and the order of
-    operators that draw random numbers do.
+    operators that draw random numbers do. Where an operator writes into a tensor, or a function or module that is not of torch may do
+    so, the order of all operators counts. Of a GraphModule values of buffers, shapes of parameters and classes and options of the
+    modules that it calls count, too; of a lone graph these are names.
 
     Args:
         a: a torch.fx graph or module, a program, or a sparse model.
@@ -41,18 +44,21 @@ def structural_difference(a: Any, b: Any, *, metadata: bool = True, parameters: 
         return _of_programs(a, b, metadata, parameters)
     if isinstance(a, Program) or isinstance(b, Program):
         raise InputError(f"a is a {type(a).__name__} and b a {type(b).__name__}; compare two programs, or two graphs.")
-    (left, mine), (right, theirs) = _graph_of(a), _graph_of(b)
-    return _of_graphs(left, right, Labels(metadata, parameters, mine), Labels(metadata, parameters, theirs))
+    (left, *mine), (right, *theirs) = _graph_of(a), _graph_of(b)
+    return _of_graphs(left, right, Labels(metadata, parameters, *mine), Labels(metadata, parameters, *theirs))
 
 
-def _graph_of(value: Any) -> tuple[fx.Graph, Mapping[str, Any]]:
-    """A graph, and the constants that it names; those of a lone graph and parameters go by their names."""
+def _graph_of(value: Any) -> tuple[fx.Graph, Mapping[str, Any], Mapping[str, nn.Module]]:
+    """A graph, the tensors and regions that it names, and the modules that it calls; those of a lone graph go by their names."""
     if isinstance(value, fx.GraphModule):
-        names = {str(node.target) for node in value.graph.find_nodes(op="get_attr")}
-        regions = {name: region for name in names if isinstance(region := _attribute(value, name), fx.GraphModule)}
-        return value.graph, regions
+        held: dict[str, dict[str, Any]] = {op: {} for op in ("get_attr", "call_module")}
+        for op, found in held.items():
+            for name in (str(node.target) for node in value.graph.find_nodes(op=op)):
+                if isinstance(thing := _attribute(value, name), nn.Module | torch.Tensor):
+                    found[name] = thing
+        return value.graph, held["get_attr"], held["call_module"]
     if isinstance(value, fx.Graph):
-        return value, {}
+        return value, {}, {}
     raise InputError(f"{type(value).__name__} is no graph; give a torch.fx Graph or GraphModule, a Program or a SparseModel.")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +14,12 @@ from ..policy import Policy
 def call_to_paste(function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """A call of a function of ``sparsify.testing`` with all imports, one argument a line."""
     used: dict[Any, None] = {}
+    given: list[str] = []
     lines = [code_of(value, used) for value in args]
-    lines += [f"{name}={code_of(value, used)}" for name, value in kwargs.items()]
+    for name, value in kwargs.items():
+        if _is_nameless(value):
+            given.append(f"# {name} is the one that was given: {_described(value)}")
+        lines.append(f"{name}={name if _is_nameless(value) else code_of(value, used)}")
     imports: dict[str, set[str]] = {"sparsify.testing": {function}}
     local = []
     for thing in used:
@@ -24,11 +30,34 @@ def call_to_paste(function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any
             imports.setdefault(module, set()).add(thing.__name__)
     head = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
     body = "".join(f"    {line},\n" for line in lines)
-    return "\n".join([*head, *sorted(local)]) + f"\n\n{function}(\n{body})"
+    return "\n".join([*head, *sorted(local), *given]) + f"\n\n{function}(\n{body})"
+
+
+def _is_nameless(value: Any) -> bool:
+    """Whether a function has no name to call it by: a lambda, a partial one, or an object that can be called."""
+    if not callable(value) or isinstance(value, type) or dataclasses.is_dataclass(value):
+        return False
+    return not str(getattr(value, "__name__", "")).isidentifier()
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, functools.partial):
+        return f"functools.partial of {_described(value.func)}"
+    if (code := getattr(value, "__code__", None)) is not None:
+        return f"{value.__qualname__}, line {code.co_firstlineno} of {value.__module__}"
+    return (
+        f"an object of {type(value).__module__}.{type(value).__qualname__}" if _is_nameless(value) else str(value.__qualname__)
+    )
 
 
 def code_of(value: Any, used: dict[Any, None]) -> str:
-    """A value as code; classes and functions that it names go to ``used``."""
+    """A value as code; classes and functions that it names go to ``used``. A nameless function deep in a value is ``...``."""
+    if _is_nameless(value):
+        return "..."
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{float(value)}')"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{code_of(key, used)}: {code_of(item, used)}' for key, item in value.items())}}}"
     if isinstance(value, Policy) and value.kind != "explicit":
         used[Policy] = None
         return f"Policy.{value.kind}()"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .equivalence import assert_equivalent
 from .failure import CheckFailure
 from .leaves import leaves, structural_mismatch, tensors_in
+from .state import random_numbers_kept
 
 _NOTHING = 1e-12  # a gradient this much smaller than the largest is none
 
@@ -32,18 +33,37 @@ def check_type(sparse: nn.Module, model: nn.Module, inputs: Inputs) -> None:
             raise CheckFailure("finite", f"{path} has {int((~x.isfinite()).sum())} values that are no finite numbers.")
 
 
-def check_batch(sparse: nn.Module, inputs: Inputs, others: Inputs) -> None:
-    """Each row of a batch gives the same, whatever the other rows are; ``others`` are inputs of the same shapes."""
-    whole = _called(sparse, inputs)
+def check_batch(sparse: nn.Module, inputs: Inputs, others: Inputs, alone: bool) -> None:
+    """Each row of a batch gives the same, whatever the other rows are and however many.
+
+    Args:
+        sparse: the rewritten model.
+        inputs: one call's.
+        others: of the same shapes.
+        alone: whether one row by itself is called, too, for which the model is captured and rewritten anew.
+    """
+    whole = tensors_in(_called(sparse, inputs))
     batch = next(iter(inputs.values())).shape[0]
     for row in range(batch):
         mixed = {name: _with_row(others[name], value, row) for name, value in inputs.items()}
-        for (path, x), (_, y) in zip(tensors_in(_called(sparse, mixed)), tensors_in(whole), strict=True):
-            error = float((x[row] - y[row]).abs().max())
-            if not error <= 1e-9 * max(1.0, float(y.abs().max())):
-                raise CheckFailure(
-                    "batch", f"{path}[{row}] changes by {error:.3g} when the other rows of the batch change: rows are mixed."
-                )
+        _check_row(
+            tensors_in(_called(sparse, mixed)), whole, row, row, "when the other rows of the batch change: rows are mixed."
+        )
+    longer = {name: torch.cat([others[name], value]) for name, value in inputs.items()}
+    count = f"when it is one of {2 * batch} rows and not of {batch}: the result depends on how many rows there are."
+    _check_row(tensors_in(_called(sparse, longer)), whole, batch, 0, count)
+    if alone and batch > 1:
+        single = {name: value[:1] for name, value in inputs.items()}
+        count = f"when it is the only row and not one of {batch}: the result depends on how many rows there are."
+        _check_row(tensors_in(_called(sparse, single)), whole, 0, 0, count)
+
+
+def _check_row(got: list[tuple[str, Tensor]], whole: list[tuple[str, Tensor]], at: int, row: int, when: str) -> None:
+    """Row ``at`` of what another call gave is row ``row`` of the whole."""
+    for (path, x), (_, y) in zip(got, whole, strict=True):
+        error = float((x[at] - y[row]).abs().max())
+        if not error <= 1e-9 * max(1.0, float(y.abs().max())):
+            raise CheckFailure("batch", f"{path}[{row}] changes by {error:.3g} {when}")
 
 
 def check_gradients(sparse: nn.Module, reference: nn.Module, inputs: Inputs, may_lose: Collection[str]) -> None:
@@ -86,7 +106,7 @@ def check_oracle(sparse: nn.Module, model: nn.Module, inputs: Inputs, oracle: Ca
 
 def gradients(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """Of one random projection of the results, by parameter; zeros where there is none."""
-    with torch.random.fork_rng(devices=[]):
+    with random_numbers_kept():
         found = [leaf for _, leaf in tensors_in(model(**inputs)) if leaf.requires_grad]
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not found or not parameters:
@@ -101,7 +121,7 @@ def gradients(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def _called(model: nn.Module, inputs: Inputs) -> Any:
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), random_numbers_kept():
         return model(**inputs)
 
 

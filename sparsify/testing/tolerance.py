@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..errors import InputError
 
 # Rounding of a block, in units of the dtype's eps. Double precision is there to tell mistakes from rounding: 1e-13 a block is
 # thousands of times what rounding gives, and far below any mistake. Half precision has no such room.
 _UNITS = {torch.float64: 512, torch.complex128: 512, torch.float32: 16, torch.complex64: 16}
 _UNITS_OF_OTHERS = 2
+
+
+def check_options(*, gradients: Any, rtol: Any, atol: Any, depth: Any, equal_nan: Any) -> None:
+    """Refuse what no comparison can be made with: with NaN or infinity nothing would ever differ.
+
+    Raises:
+        InputError: an option is none of what is allowed.
+    """
+    if not (isinstance(gradients, bool) or (isinstance(gradients, str) and gradients == "inputs")):
+        raise InputError(f'gradients is {gradients!r}; it must be True, False or "inputs".')
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is None and name == "rtol":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            default = " or None" if name == "rtol" else ""
+            raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0{default}.")
+    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
+        raise InputError(f"depth is {depth!r}; it must be an integer of at least 1, or None.")
+    if not isinstance(equal_nan, bool):
+        raise InputError(f"equal_nan is {equal_nan!r}; it must be True or False.")
 
 
 class Allowed(NamedTuple):
@@ -69,15 +92,17 @@ def mismatch(got: Tensor, expected: Tensor, allowed: float, equal_nan: bool) -> 
         return None
     inexact = expected.is_floating_point() or expected.is_complex()
     wide = torch.complex128 if expected.is_complex() else torch.float64
-    error = (got.to(wide) - expected.to(wide)).abs()
-    error = error.masked_fill(equal, 0.0).nan_to_num(nan=float("inf"), posinf=float("inf"))
-    beyond = error > (allowed if inexact else 0.0)
+    error = (got.to(wide) - expected.to(wide)).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))
+    error = error.masked_fill(equal, -1.0)  # of large integers float64 makes a difference of 0
+    beyond = error > (allowed if inexact else -1.0)
     if not bool(beyond.any()):
         return None
-    at = [int(index) for index in torch.unravel_index(error.argmax(), error.shape)]
+    at = tuple(int(index) for index in torch.unravel_index(error.argmax(), error.shape))
     place = f"[{', '.join(map(str, at))}]" if at else ""
     limit = f"{allowed:.3g} is allowed" if inexact else "nothing is allowed for integers"
+    one, other = got[at].item(), expected[at].item()
+    size = f"{float(error[at]):.3g}" if inexact else f"{abs(int(one) - int(other))}"
     return (
-        f" at {place or 'its only value'} is {got[tuple(at)].item()} where {expected[tuple(at)].item()} is expected: the difference is "
-        f"{float(error[tuple(at)]):.3g}, {int(beyond.sum())} of {beyond.numel()} values differ by more than allowed; {limit}"
+        f" at {place or 'its only value'} is {one} where {other} is expected: the difference is "
+        f"{size}, {int(beyond.sum())} of {beyond.numel()} values differ by more than allowed; {limit}"
     )

@@ -55,10 +55,11 @@ class Claims:
 
 @dataclass
 class Outcome:
-    """How many places were rewritten, and why others were not."""
+    """How many places were rewritten, and why others were not; why the policy's passes did not run, if they did not."""
 
     places: int = 0
     refusals: list[str] = field(default_factory=list)
+    misfit: str | None = None
 
 
 def examine(rewrite: Pass, trial: Trial, claims: Claims) -> Outcome:
@@ -102,7 +103,9 @@ def _examine(found: Captured, rewrite: Pass, trial: Trial, claims: Claims, way: 
 
     sparse = _rewritten(found, way, (rewrite,), outcome, watch)
     if sparse is None:
+        outcome.misfit = _misfit(found, way)
         return
+    program = sparse.program  # a call of another number of rows captures anew
     skips = [skip for skip in sparse.program.skips if skip.pass_name == rewrite.name]
     outcome.refusals += [f"{skip.where}: {skip.reason}" for skip in skips]
     places = sum(run.places for run in sparse.program.runs if run.text == pass_text(rewrite))
@@ -115,7 +118,7 @@ def _examine(found: Captured, rewrite: Pass, trial: Trial, claims: Claims, way: 
     _check_semantics(found, trial, claims, way, sparse)
     if claims.idempotent:
         twice = _rewritten(found, way, (rewrite, rewrite), outcome)
-        if twice is not None and (reason := structural_difference(twice, sparse)):
+        if twice is not None and (reason := structural_difference(twice.program, program)):
             raise CheckFailure(
                 "idempotence", f"a second run changes the program again; a is behind two runs and b behind one: {reason}."
             )
@@ -133,6 +136,17 @@ def _rewritten(found: Captured, way: Way, passes: tuple[Pass, ...], outcome: Out
     except Exception as error:  # whatever a pass raises
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         raise CheckFailure("error", f"{type(error).__name__}: {error}{notes}") from error
+
+
+def _misfit(found: Captured, way: Way) -> str | None:
+    """Why the policy's passes do not run on this model without the pass either; None if they do, or if there are none."""
+    if way.policy is None or way.policy == Policy.dense():
+        return None
+    try:
+        found.sparse(way, ())
+    except (PolicyError, RewriteError) as error:
+        return str(error)
+    return None
 
 
 def _check_determinism(found: Captured, rewrite: Pass, way: Way, sparse: SparseModel) -> None:
@@ -167,5 +181,5 @@ def _check_semantics(found: Captured, trial: Trial, claims: Claims, way: Way, sp
     if not claims.exact:
         freshen(sparse, [name for name, _ in sparse.named_parameters() if name not in shared])
         check_type(sparse, found.model, inputs)
-    check_batch(sparse, inputs, trial.inputs(trial.seed + 1))
+    check_batch(sparse, inputs, trial.inputs(trial.seed + 1), alone=way.policy is None)
     check_gradients(sparse, reference, inputs, claims.may_lose)
