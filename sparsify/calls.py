@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import sympy
 import torch
 from torch.utils import _pytree as pytree
 
@@ -22,6 +23,7 @@ class SIZE:
     """Stands for "an integer goes here that may be a size", such as the height of the latent."""
 
 
+_OPEN = (torch.SymInt, torch.SymFloat, torch.SymBool)
 Leaf: TypeAlias = torch.Tensor | int  # what a call gives a graph: tensors, and sizes as (symbolic) integers
 
 
@@ -125,6 +127,16 @@ class OutputSpec:
         constants = tuple(TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
         return cls(spec, constants), [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
+    @property
+    def open_sizes(self) -> list[str]:
+        """What of the output is a number that a trace leaves open, such as ``x.shape[0]``: where it stands and what it is."""
+        pairs, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(self.constants, self.spec))
+        return [f"output{pytree.keystr(path)} = {leaf}" for path, leaf in pairs if isinstance(leaf, _OPEN)]
+
+    def settled(self) -> OutputSpec:
+        """With plain integers for sizes that the trace has found to be fixed, by which it holds for these alone."""
+        return OutputSpec(self.spec, tuple(map(_settled, self.constants)))
+
     def unflatten(self, tensors: Sequence[Any]) -> Any:
         """What the module returns, carrying ``tensors``."""
         rest = iter(tensors)
@@ -155,6 +167,11 @@ def _bind(signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, A
         raise InputError(f"the inputs do not fit the model's signature {signature}: {error}.") from error
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+def _settled(leaf: Any) -> Any:
+    is_fixed = isinstance(leaf, torch.SymInt) and sympy.sympify(leaf.node.expr).is_number
+    return int(leaf) if is_fixed else leaf
 
 
 def _is_open(constant: Any) -> bool:
