@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import sympy
@@ -13,6 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .errors import ConstantError, InputError
+from .frozen import frozen, same, short
 
 
 class TENSOR:
@@ -51,6 +52,14 @@ class CallSpec:
         inputs = [leaf for (_, leaf), kind in zip(pairs, constants, strict=True) if _is_open(kind)]
         return cls(signature, spec, constants, names), inputs
 
+    def apart(self) -> CallSpec:
+        """The same with copies of the constants, which must not change when the caller writes into an argument.
+
+        Raises:
+            InputError: one of them cannot be copied.
+        """
+        return replace(self, constants=tuple(c if _is_open(c) else frozen(c) for c in self.constants))
+
     @property
     def input_names(self) -> list[str]:
         """Identifiers for the flat inputs, made from the paths of the arguments they sit in."""
@@ -84,7 +93,7 @@ class CallSpec:
                 )
             if is_tensor or (constant is SIZE and _is_size(leaf)):
                 inputs.append(leaf)
-            elif constant is SIZE or not _same(leaf, constant):
+            elif constant is SIZE or not same(leaf, constant):
                 raise ConstantError(f"input {name} is {_describe(leaf)} but was {_describe(constant)} at capture.")
         return inputs
 
@@ -189,13 +198,9 @@ def _kind(leaf: Any, sizes: bool) -> Any:
     return SIZE if sizes and _is_size(leaf) else leaf
 
 
-def _same(leaf: Any, constant: Any) -> bool:
-    return type(leaf) is type(constant) and bool(leaf == constant)
-
-
 def _describe(leaf: Any) -> str:
     if leaf is TENSOR or isinstance(leaf, torch.Tensor):
         return "a tensor"
     if leaf is SIZE:
         return "an integer above 1"
-    return f"{leaf!r} ({type(leaf).__name__})"
+    return f"{short(leaf)} ({type(leaf).__name__})"
