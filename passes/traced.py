@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,7 +59,9 @@ def write(graph: fx.Graph, function: Callable[..., Any], args: Sequence[Any]) ->
     for node in traced.nodes:
         if node.op == "call_function":
             call = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            values[node] = annotate(graph.call_function(node.target, *call), mode)
+            # Each behind the one before it: under ``graph.inserting_after`` they would come in reverse.
+            with graph.inserting_after(made[-1]) if made else contextlib.nullcontext():
+                values[node] = annotate(graph.call_function(node.target, *call), mode)
             made.append(values[node])
     facts = tuple(guard.expr for guard in env.guards[known:]) if env is not None else ()
     for node in made if facts else ():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import sympy
 import torch
 from torch.utils import _pytree as pytree
 
 from .errors import ConstantError, InputError
+from .frozen import frozen, same, short
 
 
 class TENSOR:
@@ -22,6 +24,7 @@ class SIZE:
     """Stands for "an integer goes here that may be a size", such as the height of the latent."""
 
 
+_OPEN = (torch.SymInt, torch.SymFloat, torch.SymBool)
 Leaf: TypeAlias = torch.Tensor | int  # what a call gives a graph: tensors, and sizes as (symbolic) integers
 
 
@@ -48,6 +51,14 @@ class CallSpec:
         names = tuple(pytree.keystr(path) for path, _ in pairs)
         inputs = [leaf for (_, leaf), kind in zip(pairs, constants, strict=True) if _is_open(kind)]
         return cls(signature, spec, constants, names), inputs
+
+    def apart(self) -> CallSpec:
+        """The same with copies of the constants, which must not change when the caller writes into an argument.
+
+        Raises:
+            InputError: one of them cannot be copied.
+        """
+        return replace(self, constants=tuple(c if _is_open(c) else frozen(c) for c in self.constants))
 
     @property
     def input_names(self) -> list[str]:
@@ -82,7 +93,7 @@ class CallSpec:
                 )
             if is_tensor or (constant is SIZE and _is_size(leaf)):
                 inputs.append(leaf)
-            elif constant is SIZE or not _same(leaf, constant):
+            elif constant is SIZE or not same(leaf, constant):
                 raise ConstantError(f"input {name} is {_describe(leaf)} but was {_describe(constant)} at capture.")
         return inputs
 
@@ -125,6 +136,16 @@ class OutputSpec:
         constants = tuple(TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
         return cls(spec, constants), [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
+    @property
+    def open_sizes(self) -> list[str]:
+        """What of the output is a number that a trace leaves open, such as ``x.shape[0]``: where it stands and what it is."""
+        pairs, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(self.constants, self.spec))
+        return [f"output{pytree.keystr(path)} = {leaf}" for path, leaf in pairs if isinstance(leaf, _OPEN)]
+
+    def settled(self) -> OutputSpec:
+        """With plain integers for sizes that the trace has found to be fixed, by which it holds for these alone."""
+        return OutputSpec(self.spec, tuple(map(_settled, self.constants)))
+
     def unflatten(self, tensors: Sequence[Any]) -> Any:
         """What the module returns, carrying ``tensors``."""
         rest = iter(tensors)
@@ -157,6 +178,11 @@ def _bind(signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, A
     return dict(bound.arguments)
 
 
+def _settled(leaf: Any) -> Any:
+    is_fixed = isinstance(leaf, torch.SymInt) and sympy.sympify(leaf.node.expr).is_number
+    return int(leaf) if is_fixed else leaf
+
+
 def _is_open(constant: Any) -> bool:
     return constant is TENSOR or constant is SIZE
 
@@ -172,13 +198,9 @@ def _kind(leaf: Any, sizes: bool) -> Any:
     return SIZE if sizes and _is_size(leaf) else leaf
 
 
-def _same(leaf: Any, constant: Any) -> bool:
-    return type(leaf) is type(constant) and bool(leaf == constant)
-
-
 def _describe(leaf: Any) -> str:
     if leaf is TENSOR or isinstance(leaf, torch.Tensor):
         return "a tensor"
     if leaf is SIZE:
         return "an integer above 1"
-    return f"{leaf!r} ({type(leaf).__name__})"
+    return f"{short(leaf)} ({type(leaf).__name__})"

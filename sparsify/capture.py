@@ -85,22 +85,25 @@ def _opaque_forward(index: int, block: BlockCall) -> Callable[..., Any]:
     return opaque
 
 
-def capture_bodies(blocks: Sequence[BlockCall]) -> tuple[dict[str, Body], list[str]]:
-    """One body per structure, and for each block the name of its body."""
+def capture_bodies(blocks: Sequence[BlockCall], returns_sizes: bool = False) -> tuple[dict[str, Body], list[str]]:
+    """One body per structure, and for each block the name of its body.
+
+    With ``returns_sizes`` blocks may return open sizes: the caller answers with those of the recorded call, and for it alone.
+    """
     bodies: dict[str, Body] = {}
     names: list[str] = []
     known: dict[Hashable, str] = {}
     for block in blocks:
         if block.structure not in known:
             name = known[block.structure] = f"block{len(known)}"
-            bodies[name] = _capture_body(name, block)
+            bodies[name] = _capture_body(name, block, returns_sizes)
         names.append(known[block.structure])
     return bodies, names
 
 
-def _capture_body(name: str, block: BlockCall) -> Body:
+def _capture_body(name: str, block: BlockCall, returns_sizes: bool) -> Body:
     inputs = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) if isinstance(x, torch.Tensor) else x for x in block.inputs]
-    captured = capture_module(block.module, block.call, inputs)
+    captured = capture_module(block.module, block.call, inputs, returns_sizes=returns_sizes)
     constants = {f"{name}_{key}": value for key, value in captured.constants.items()}
     for node in captured.graph.find_nodes(op="get_attr"):
         if node.target in captured.constants:

@@ -51,6 +51,8 @@ class DensityModule(nn.Module):
             raise InputError(
                 "the timestep is on the meta device, where it has no value; say it with at(timestep) or fix(grid)."
             )
+        if timestep.is_complex():
+            raise InputError(f"the timestep is a tensor of {timestep.dtype}; it must hold real numbers.")
         timesteps: list[float] = timestep.flatten().tolist()
         if not self._warned and self.density.timesteps >= 100 and any(0 < t < 1 for t in timesteps):
             self._warned = True
@@ -146,9 +148,14 @@ def checked_timestep(timestep: object, density: Density) -> float:
             f"at() takes a timestep as a Python number or a CPU tensor of one element, so that no device is waited for; "
             f"not {_described(timestep)}."
         )
-    if not 0 <= float(timestep) <= density.timesteps:  # type: ignore[arg-type]
-        raise InputError(f"timestep {timestep} is outside [0, {density.timesteps}], the range of this policy's density.")
-    return float(timestep)  # type: ignore[arg-type]
+    try:
+        value = float(timestep)  # type: ignore[arg-type]
+    except OverflowError:  # an integer beyond floating point
+        value = math.inf if timestep > 0 else -math.inf  # type: ignore[operator]
+    if not 0 <= value <= density.timesteps:
+        shown = timestep if math.isfinite(value) else value  # the integer may have too many digits to print
+        raise InputError(f"timestep {shown} is outside [0, {density.timesteps}], the range of this policy's density.")
+    return value
 
 
 def checked_grid(grid: object) -> Grid:

@@ -70,13 +70,16 @@ class _FlatCall(nn.Module):
         return tuple(outputs)
 
 
-def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf], hidden: Hidden | None = None) -> Captured:
+def capture_module(
+    module: nn.Module, call: CallSpec, inputs: Sequence[Leaf], hidden: Hidden | None = None, returns_sizes: bool = False
+) -> Captured:
     """Export ``module`` as called by ``call`` with ``inputs``, with every dimension and every size symbolic.
 
-    What is ``hidden`` of its submodules must not be touched; whether it was is to be looked up there.
+    What is ``hidden`` of its submodules must not be touched; whether it was is to be looked up there. With ``returns_sizes`` open
+    sizes may be among what it returns, for a caller who makes nothing of them.
 
     Raises:
-        CaptureError: torch.export could not trace it; the cause is attached.
+        CaptureError: torch.export could not trace it; the cause is attached. Or it returns an open size.
     """
     returned: list[OutputSpec] = []
     sizes = [not isinstance(x, torch.Tensor) for x in inputs]
@@ -97,6 +100,12 @@ def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf], hi
     except Exception as error:
         summary = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"torch.export cannot trace {type(module).__name__}: {summary[0]}") from error
+    output_spec = returned[-1].settled()
+    if not returns_sizes and (sizes_out := output_spec.open_sizes):
+        raise CaptureError(
+            f"{type(module).__name__} returns numbers that depend on the sizes of its inputs ({', '.join(sizes_out)}), and a graph "
+            f"returns tensors alone. Return tensors, or compute these numbers from the shapes of the result."
+        )
     constants: dict[str, Any] = {}
     graph = _unlift(program, call.input_names, constants)
     for node in graph.find_nodes(op="call_function", target=aten.view.default):
@@ -106,7 +115,7 @@ def capture_module(module: nn.Module, call: CallSpec, inputs: Sequence[Leaf], hi
     for node, is_size in zip(graph.find_nodes(op="placeholder"), sizes, strict=True):
         if is_size:
             _unwrap_size(node)
-    return Captured(graph, constants, returned[-1], shape_env)
+    return Captured(graph, constants, output_spec, shape_env)
 
 
 def _unwrap_size(placeholder: fx.Node) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from .errors import GridError
-from .grid_readers import FixedGrid, GridOfPositions, sides_of_positions
+from .grid_readers import FixedGrid, GridOfPositions, checked_sides, sides_of_positions
 from .program import GRID, Program
 from .shapes import Size, emit_size, new_size, shape_of, size_of
 from .sizes import set_equal
@@ -36,7 +36,7 @@ def find_grid(program: Program, given: Sequence[int] | None = None) -> None:
     """
     streams = _streams(program)
     if given is not None:
-        _give_grid(program, streams, _checked(given))
+        _give_grid(program, streams, checked_sides(given))
         return
     for find in (_merged_axes, _factors, _from_integers, _from_positions, _from_length):
         for tokens in streams:
@@ -180,14 +180,10 @@ def _give_grid(program: Program, streams: Sequence[fx.Node], given: tuple[int, .
                 program.grid = sides
                 return
             continue
-        for find in (_merged_axes, _factors):
-            with contextlib.suppress(GridError):
-                found = find(program, tokens)
-                if found is not None and FixedGrid(given).sides(math.prod(map(program.hint, found[0]))) == tuple(
-                    map(program.hint, found[0])
-                ):
-                    program.grid = found[0]
-                    return
+        for grid, sides in _sides_read(program, tokens):
+            if FixedGrid(given).sides(math.prod(sides)) == sides:
+                program.grid = grid
+                return
         for symbol in _lone_symbols(program, tokens):
             if math.prod(FixedGrid(given).sides(program.hint(symbol))) == program.hint(symbol):
                 program.grid = read_grid(program, symbol, FixedGrid(given))
@@ -197,7 +193,20 @@ def _give_grid(program: Program, streams: Sequence[fx.Node], given: tuple[int, .
             program.grid = (count,)
             return
     counts = [f"{program.hint(shape_of(tokens)[1])} ({shape_of(tokens)[1]})" for tokens in streams[:2]]
+    for sides in (sides for tokens in streams for _, sides in _sides_read(program, tokens)):
+        if math.prod(FixedGrid(given).sides(count := math.prod(sides))) == count:
+            raise GridError(
+                f"grid {given} is not the grid {sides} that the model makes its {count} tokens of; pass {sides} or none."
+            )
     raise GridError(f"grid {given} has {math.prod(given)} tokens but the trunk has {' or '.join(counts)}.")
+
+
+def _sides_read(program: Program, tokens: fx.Node) -> Iterator[tuple[tuple[Size, ...], tuple[int, ...]]]:
+    """Grids that are read off the graph, and their sides in this call."""
+    for find in (_merged_axes, _factors):
+        with contextlib.suppress(GridError):
+            if found := find(program, tokens):
+                yield found[0], tuple(map(program.hint, found[0]))
 
 
 def _lone_symbols(program: Program, tokens: fx.Node) -> list[sympy.Symbol]:
@@ -223,14 +232,6 @@ def read_grid(program: Program, count: sympy.Symbol, reader: Any, *inputs: fx.No
     graph.erase_node(end_of_inputs)
     program.grid_reader = reader
     return tuple(size_of(side) for side in node.meta["val"])
-
-
-def _checked(given: Sequence[int]) -> tuple[int, ...]:
-    sides = tuple(given)
-    whole = all(not isinstance(side, bool) and isinstance(side, int) and (side >= 1 or side == -1) for side in sides)
-    if not 1 <= len(sides) <= 3 or not whole or sides.count(-1) > 1:
-        raise GridError(f"grid is {given!r}; it must be one to three integers of at least 1, such as (32, 32); one may be -1.")
-    return sides
 
 
 def _ancestors_along(start: fx.Node, axis: int) -> Iterator[tuple[fx.Node, int]]:

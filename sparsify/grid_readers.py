@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,19 @@ import torch
 from torch import nn
 
 from .errors import GridError
+
+
+def checked_sides(given: Sequence[int]) -> tuple[int, ...]:
+    """The grid that a caller gives.
+
+    Raises:
+        GridError: it is none.
+    """
+    sides = tuple(given)
+    whole = all(not isinstance(side, bool) and isinstance(side, int) and (side >= 1 or side == -1) for side in sides)
+    if not 1 <= len(sides) <= 3 or not whole or sides.count(-1) > 1:
+        raise GridError(f"grid is {given!r}; it must be one to three integers of at least 1, such as (32, 32); one may be -1.")
+    return sides
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def capture_in_place(model: nn.Module, call: CallSpec, inputs: Sequence[Leaf], r
     blocks = find_trunk(model, args, kwargs, fake=False)
     with pristine(model):
         checkpointing_off(model)
-        bodies, names = capture_bodies(blocks)
+        bodies, names = capture_bodies(blocks, returns_sizes=True)
     with pristine(model, (args, kwargs)):
         checkpointing_off(model)
         outside, read = _run_around(model, blocks, args, kwargs)

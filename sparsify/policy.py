@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 RoleName = Literal["pooling", "generate", "sparse", "recover", "dense"]
 
 FORMAT_VERSION = 1
+MAX_DEPTH = 10_000  # of a trunk that a policy is fitted to
 DEFAULT_RATES = (0.61, 0.86)  # the paper's range that is used at 256 and at 512
 
 
@@ -147,6 +148,8 @@ class Policy:
         modules of about six blocks.
         """
         _check_count("depth", depth, 4)
+        if depth > MAX_DEPTH:
+            raise PolicyError(f"depth is more than {MAX_DEPTH}; give the number of blocks in the model's trunk.")
         bottom = max(1, round(depth / 14))
         top = bottom if depth > 4 else 0  # four blocks are too few for a dense top as well
         count = max(1, round(depth / 7))
@@ -235,7 +238,7 @@ class Policy:
             raise PolicyError(f"the policy must be a JSON object, not {type(data).__name__}.")
         fields: dict[str, Any] = dict(data)
         version = fields.pop("version", None)
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:  # True and 1.0 equal 1
             raise PolicyError(f"policy version is {version!r}; this sparsify reads version {FORMAT_VERSION}. Upgrade sparsify.")
         known = {"kind", "poolingformer", "sdtm", "dense", "density"}
         if set(fields) != known:

@@ -21,7 +21,7 @@ from .analysis import analyse
 from .calls import CallSpec, Leaf
 from .capture import capture
 from .dump import dump_from_environment
-from .errors import CaptureError, InputError, RewriteError, SparsifyError
+from .errors import CaptureError, ConstantError, InputError, RewriteError, SparsifyError
 from .facts import facts_of
 from .guards import Guards
 from .in_place import capture_in_place
@@ -150,6 +150,7 @@ def analysed(model: nn.Module, request: Request, args: Sequence[Any], kwargs: di
     """Capture ``model`` as called and find out what passes need to know; within :func:`apart`."""
     observer = _observer(model, request)
     program, inputs, values = _captured(model, args, kwargs)
+    _check_unwritten(program, model, args, kwargs)
     if observer is not None:
         observer("captured", program)
     guards = Guards(program)
@@ -234,6 +235,7 @@ def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     Integers are left open where the model lets them be; where it cannot be traced at all, its blocks run in place.
     """
     call, inputs = CallSpec.of(model.forward, args, kwargs, sizes=True)
+    call = call.apart()
     if not any(isinstance(x, torch.Tensor) for x in inputs):
         raise SparsifyError("the example inputs hold no tensor.")
     inputs = [(x.clone() if x.is_inference() else x.detach()) if isinstance(x, torch.Tensor) else x for x in inputs]
@@ -242,7 +244,7 @@ def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
             return capture(model, call, inputs), inputs, inputs
         except CaptureError as error:  # it looks at the numbers
             log.debug("capturing %s with its integers as constants: %s", type(model).__name__, error)
-            call, _ = CallSpec.of(model.forward, args, kwargs)
+            call = CallSpec.of(model.forward, args, kwargs)[0].apart()
             inputs = [x for x in inputs if isinstance(x, torch.Tensor)]
     try:
         return capture(model, call, inputs), inputs, inputs
@@ -251,6 +253,21 @@ def _captured(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
         log.debug("running the blocks of %s in place: %s", type(model).__name__, error)
         program, values = capture_in_place(model, call, inputs, reason)
         return program, inputs, values
+
+
+def _check_unwritten(program: Program, model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Whether the model has left its arguments that are no tensors alone: a graph does not repeat what it writes there.
+
+    Raises:
+        CaptureError: it has not.
+    """
+    try:
+        program.call.flatten(args, kwargs)
+    except ConstantError as error:
+        raise CaptureError(
+            f"{type(model).__name__} writes into an argument that is no tensor, and a graph would not do so again: {error} "
+            f"Pass what changes as a tensor."
+        ) from error
 
 
 def _device_type(args: Sequence[Any], kwargs: dict[str, Any]) -> str:

@@ -26,12 +26,13 @@ def find_timestep(program: Program, given: str | None = None) -> str:
     """The name of the placeholder that carries the timestep, a tensor of shape (), (batch,) or (batch, frames or tokens).
 
     Raises:
-        InputError: ``given`` names no tensor input, or none or several inputs look like a timestep.
+        InputError: ``given`` names no tensor input, or one that is too large or complex; or none or several inputs look like a timestep.
     """
-    names = [node.name for node in program.placeholders]
+    names = [node.name for node in program.placeholders if isinstance(node.meta["val"], torch.Tensor)]
     if given is not None:
         if given not in names:
             raise InputError(f"timestep={given!r} is no tensor input of the model; its tensor inputs are {names}.")
+        _check_given(next(node for node in program.placeholders if node.name == given))
         return given
     unclear: list[fx.Node] = []
     for axes in (1, 2):  # one per call or picture; or else one per frame or token
@@ -47,6 +48,15 @@ def find_timestep(program: Program, given: str | None = None) -> str:
         f"which input is the timestep is not clear: {[node.name for node in unclear] or 'none'} of {names} look like one. "
         f"Pass timestep='name' with a tensor of shape (), (batch,) or (batch, frames)."
     )
+
+
+def _check_given(node: fx.Node) -> None:
+    value = node.meta["val"]
+    if value.ndim > 2 or value.is_complex():
+        kind = f"a {str(value.dtype).removeprefix('torch.')} tensor of {value.ndim} axes"
+        raise InputError(
+            f"timestep={node.name!r} is {kind}; a timestep is a real tensor of shape (), (batch,) or (batch, frames or tokens)."
+        )
 
 
 def _is_embedded(program: Program, graph: fx.Graph, start: fx.Node) -> bool:

@@ -350,6 +350,26 @@ def test_traced_code_keeps_sizes_open() -> None:
     assert len(sparse._stages) == 1
 
 
+@pytest.mark.parametrize("after", [True, False])
+def test_traced_code_keeps_its_order_wherever_it_is_written(after: bool) -> None:
+    class Placed(Shout):
+        def rewrite(self, program: Program, place: fx.Node) -> None:
+            graph, following = program.graph, place.next
+            with graph.inserting_after(place) if after else graph.inserting_before(following):
+                made = self.trace(graph, lambda x: (-x + 1) * 2, place, origin=place)
+            nodes = list(graph.nodes)
+            between = nodes[nodes.index(place) + 1 : nodes.index(following)]
+            assert [node.target._opname for node in between] == ["neg", "add", "mul"]
+            place.replace_all_uses_with(made, delete_user_cb=lambda user: user > made)
+
+    model, given = plain(), inputs()
+    sparse = sparsify(model, Policy.dense(), given, passes=Placed(torch.neg))
+    c, tokens = model.conditioning(*given[1:]), model.embed(given[0])
+    for index, block in enumerate(model.blocks):
+        tokens = (1 - block(tokens, c)) * 2 if index == 0 else block(tokens, c)
+    assert torch.allclose(sparse(*given), model.finish(tokens, c), atol=1e-5)
+
+
 def test_what_traced_code_asks_of_sizes_is_a_condition_of_the_capture() -> None:
     model = plain()
     sparse = sparsify(model, Policy.dense(), inputs(), passes=Shout(lambda x: x * 2 if x.shape[0] > 2 else x * 3))

@@ -17,8 +17,12 @@ from .table import ROWS
 _SHOWN = 160  # characters of a message
 _HEAD = """# Adversarial inputs
 
-Each of these {count} inputs ends in the right answer or in a clear error; none gives a wrong result in silence, and none changes the
-model, its inputs or a random state. `python -m tests.adversarial -o docs/adversarial.md` plays them all and writes this file;
+Each of these {count} inputs ends in the right answer or in a clear error; none of them gives a wrong result in silence, and none
+changes the model, its inputs or a random state. What this does not cover: a graph keeps what the model's code read when it was captured.
+A plain attribute that is set later (`model.scale = 3.0`), a global variable, a file or the clock (`time.time()`) is not seen by later
+calls, and no error says so; use a buffer or an input for what changes, or call `sparsify` again.
+
+`python -m tests.adversarial -o docs/adversarial.md` plays them all and writes this file;
 `pytest tests/adversarial` checks them. A right answer is that of the dense model in eager mode, to the last bit, or that of a
 SparseDiT written by hand. The rows are in `tests/adversarial/rows_*.py`.
 """

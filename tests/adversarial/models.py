@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..plain_dit import Attention, Block, PlainDiT
-from .tiny import SIDE, tiny
+from .tiny import SIDE, AnySize, tiny
 
 T = torch.Tensor
 
@@ -243,3 +243,26 @@ class Wrapped(nn.Module):
 
     def forward(self, *args: T, **kwargs: T) -> dict[str, T]:
         return {"sample": self.inner(*args, **kwargs)}
+
+
+class ReturnsSizes(AnySize):
+    """Numbers beside the result, as code that unpatches outside of the model wants them."""
+
+    def forward(self, x: T, t: T, y: T) -> tuple[T, int, int]:
+        return super().forward(x, t, y), x.shape[0], x.shape[2] * 2
+
+
+class ReturnsASizeFromBlocks(AnySize):
+    """Blocks hand a number on beside their tokens."""
+
+    def forward(self, x: T, t: T, y: T) -> T:
+        c, tokens, count = self.conditioning(t, y), self.embed(x), 0
+        for block in self.blocks:
+            tokens, length = block(tokens, c)
+            count += length
+        return self.finish(tokens * count, c)
+
+
+class BlockWithASize(Block):
+    def forward(self, x: T, c: T) -> tuple[T, int]:
+        return super().forward(x, c), x.shape[0]

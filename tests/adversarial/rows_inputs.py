@@ -113,6 +113,11 @@ def at_first_call(scene: Scene) -> None:
     scene.sparsify(tiny(), POLICY, None).parameters().__next__()
 
 
+def at_a_large_number(scene: Scene) -> None:
+    with shared()[1].at(10**400):
+        pass
+
+
 _T = "['t']"
 ROWS = [
     Row(GROUP, "a latent that is not contiguous", call(lambda x, t, y: (x.transpose(2, 3).contiguous().transpose(2, 3), t, y))),
@@ -138,6 +143,9 @@ ROWS = [
     Row(GROUP, "a timestep above the schedule", bad(lambda x, t, y: (x, t + 301, y)), InputError, ("timestep 1001", "outside [0, 1000]", "Density(timesteps=...)")),
     Row(GROUP, "a negative timestep", bad(lambda x, t, y: (x, t - 701, y)), InputError, ("timestep -1", "outside [0, 1000]")),
     Row(GROUP, "a timestep of NaN", bad(lambda x, t, y: (x, t * float("nan"), y)), InputError, ("timestep nan", "outside [0, 1000]")),
+    Row(GROUP, "a complex timestep", bad(lambda x, t, y: (x, t + 0j, y)), InputError, ("complex64", "real numbers")),
+    Row(GROUP, "a numpy array for a latent", bad(lambda x, t, y: (x.numpy(), t, y)), InputError, ("['x'] is a numpy array of float32 [2, 3, 8, 8]", "a tensor")),
+    Row(GROUP, "an integer of 401 digits for at()", at_a_large_number, InputError, ("timestep inf", "outside [0, 1000]")),
     Row(GROUP, "a timestep as a Python number", bad(lambda x, t, y: (x, 700, y)), InputError, (_T, "700 (int)", "a tensor")),
     Row(GROUP, "a timestep as a scalar tensor", bad(lambda x, t, y: (x, t[0], y)), IndexError, ("too many indices",)),
     Row(GROUP, "fewer timesteps than images", bad(lambda x, t, y: (torch.cat([x, x[:1]]), t, torch.cat([y, y[:1]]))), RuntimeError, ("must match the size",)),

@@ -79,6 +79,18 @@ def normed(index: int, block: Any, value: torch.Tensor) -> torch.Tensor:
     return (value - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
 
 
+def of_other_sizes(make: Callable[[], Any]) -> Callable[[Scene], None]:
+    """The dense policy is the model for other batches and pictures than it was captured with."""
+
+    def act(scene: Scene) -> None:
+        model = make()
+        sparse = scene.sparsify(model, Policy.dense(), given())
+        for call in (given(3), given(size=(12, 8))):
+            scene.same(sparse(*call), model(*call))
+
+    return act
+
+
 def in_both_branches(scene: Scene) -> None:
     model = tiny(m.BranchesOnValues)
     sparse = scene.sparsify(model, Policy.dense(), given())
@@ -241,6 +253,8 @@ _CASES: tuple[tuple[str, Callable[[Scene], None], Any, tuple[str, ...]], ...] = 
     ("forward writes into its input", writes_its_input(m.WritesItsInput), None, ()),
     ("forward writes into its input by a number that it reads", writes_its_input(m.WritesItsInputAndReadsANumber), None, ()),
     ("forward returns its input and a view of it", dense(lambda: tiny(m.ReturnsItsInput)), None, ()),
+    ("forward returns sizes of its input", of_other_sizes(lambda: tiny(m.ReturnsSizes)), None, ()),
+    ("blocks return sizes of their input", of_other_sizes(lambda: tiny(m.ReturnsASizeFromBlocks, m.BlockWithASize)), None, ()),
     ("forward takes *args and **kwargs", any_nesting, None, ()),
     ("forward raises", refused(lambda: tiny(m.Fails)), ValueError, ("the model's own complaint",)),
     ("captured under no_grad", under(torch.no_grad), None, ()),

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from sparsify import SDTM, Density, GridError, InputError, Policy, PolicyError
 from sparsify.passes import Pipeline
 
@@ -41,6 +43,11 @@ def with_density(**fields: Any) -> str:
     return changed(density={"schedule": "paper", "finest": 0.5, "coarsest": 0.9, "timesteps": 1000} | fields)
 
 
+def complex_time() -> tuple[torch.Tensor, ...]:
+    x, t, y = given()
+    return x, t + 0j, y
+
+
 def round_trip(scene: Scene) -> None:
     model, policy = tiny(), Policy.from_json(POLICY.to_json())
     scene.same(policy, POLICY)
@@ -70,8 +77,12 @@ _POLICIES = (
     ("a pooled grid larger than the model's", in_the_model(constant(4, 5)), PolicyError, ("(4, 5) is larger than the token grid (4, 4)",)),
     ("a pooled grid with another number of axes", in_the_model(constant(4)), PolicyError, ("has 1 axes but the token grid (4, 4) has 2",)),
     ("a grid= of the wrong size", refused(tiny, grid=(3, 3)), GridError, ("(3, 3)", "9", "16")),
+    ("a grid= of the right size the wrong way", refused(tiny, grid=(2, 8)), GridError, ("grid (2, 8) is not the grid (4, 4)", "pass (4, 4)")),
     ("a grid= of no size", refused(tiny, grid=(16, 0)), GridError, ("integers of at least 1",)),
     ("a timestep= that the model does not have", refused(tiny, timestep="when"), InputError, ("timestep='when'", "'t'")),
+    ("the latent for a timestep=", refused(tiny, timestep="x"), InputError, ("timestep='x' is a float32 tensor of 4 axes", "(batch,)")),
+    ("a complex timestep=", refused(tiny, inputs=complex_time, timestep="t"), InputError, ("timestep='t' is a complex64 tensor", "real tensor")),
+    ("a trunk of a billion blocks", made(lambda: Policy.fit(10**9)), PolicyError, ("depth is more than 10000",)),
     ("a negative number of blocks", made(lambda: Policy(-1)), PolicyError, ("Policy.poolingformer is -1", "at least 0")),
     ("True for a number of blocks", made(lambda: Policy(True)), PolicyError, ("Policy.poolingformer is True", "integer")),
     ("text for a number of blocks", made(lambda: Policy(1, dense="2")), PolicyError, ("Policy.dense is '2'", "integer")),  # type: ignore[arg-type]
@@ -88,6 +99,8 @@ _POLICIES = (
 _TEXTS = (
     ("of this version, written and read", round_trip, None, ()),
     ("of a newer version", read(changed(version=2)), PolicyError, ("version is 2", "reads version 1", "Upgrade sparsify")),
+    ("of the version True", read(changed(version=True)), PolicyError, ("version is True",)),
+    ("of the version 1.0", read(changed(version=1.0)), PolicyError, ("version is 1.0",)),
     ("empty", read(""), PolicyError, ("not JSON",)),
     ("not text", read(5), PolicyError, ("int", "text")),
     ("behind a byte order mark", read("\ufeff" + POLICY.to_json()), PolicyError, ("not JSON", "BOM")),
