@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-import sympy
 import torch
 from torch.utils import _pytree as pytree
 
@@ -138,9 +137,8 @@ class OutputSpec:
 
     @property
     def open_sizes(self) -> list[str]:
-        """What of the output is a number that a trace leaves open, such as ``x.shape[0]``: where it stands and what it is."""
-        pairs, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(self.constants, self.spec))
-        return [f"output{pytree.keystr(path)} = {leaf}" for path, leaf in pairs if isinstance(leaf, _OPEN)]
+        """What of the output is a number that a trace leaves open, such as ``x.shape[0]``: which one and what it is."""
+        return [f"output {index} = {leaf}" for index, leaf in enumerate(self.constants, 1) if isinstance(leaf, _OPEN)]
 
     def settled(self) -> OutputSpec:
         """With plain integers for sizes that the trace has found to be fixed, by which it holds for these alone."""
@@ -179,8 +177,8 @@ def _bind(signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, A
 
 
 def _settled(leaf: Any) -> Any:
-    is_fixed = isinstance(leaf, torch.SymInt) and sympy.sympify(leaf.node.expr).is_number
-    return int(leaf) if is_fixed else leaf
+    fixed = leaf.node.maybe_as_int() if isinstance(leaf, torch.SymInt) else None
+    return leaf if fixed is None else fixed
 
 
 def _is_open(constant: Any) -> bool:

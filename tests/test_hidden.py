@@ -68,13 +68,13 @@ def test_what_is_read_outside_of_a_block_stays_a_parameter(
 def test_nothing_else_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[set[str]] = []
 
-    def spied(module: nn.Module, *args: object) -> object:
+    def spied(module: nn.Module, *args: object, **options: object) -> object:
         if isinstance(module, Reads):
             hidden = args[2]
             assert isinstance(hidden, Hidden)
             with hidden.hide():
                 shown.append({name.split(".")[1] for name, _ in module.named_parameters() if name.startswith("blocks.")})
-        return capture_module(module, *args)
+        return capture_module(module, *args, **options)
 
     monkeypatch.setattr("sparsify.capture.capture_module", spied)
     monkeypatch.setattr(Reads, "read", staticmethod(a_weight), raising=False)
