@@ -155,7 +155,7 @@ def tiny_pixart(depth: int = 6) -> PixArtTransformer2DModel:
 
 
 @DTYPES
-@pytest.mark.parametrize("size", [(16, 16), (12, 24)], ids=str)
+@pytest.mark.parametrize("size", [slow((16, 16)), (12, 24)], ids=str)
 def test_pixart_equals_the_eager_oracle(size: tuple[int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(3)
     model = randomised(tiny_pixart()).to(dtype).eval()

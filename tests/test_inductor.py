@@ -20,7 +20,7 @@ from benchmarks.compile_cost import cold
 from sparsify import SDTM, Density, LoweringError, Policy, SparseModel, lower, sparsify
 from sparsify.targets.compiled import ForAllShapes
 
-from .helpers import POLICY, inputs, plain, sparse_plain
+from .helpers import POLICY, inputs, plain, slow, sparse_plain
 from .test_in_place import given, looking, opened
 from .zoo.__main__ import entries
 from .zoo.check import at_time, difference, policy_for
@@ -217,7 +217,7 @@ def test_the_host_says_the_timestep_and_the_grid(dynamic: tuple[SparseModel, Any
     sparse.fix(None)
 
 
-@pytest.mark.parametrize("shapes", ["dynamic", "per_grid"])
+@pytest.mark.parametrize("shapes", ["dynamic", slow("per_grid")])
 def test_a_model_that_runs_in_place_has_its_blocks_compiled(quick: None, shapes: str) -> None:
     sparse = opened(sparsify(looking(), POLICY, given()))
     fast = lower(sparse, "inductor", shapes=shapes)

@@ -120,6 +120,7 @@ def test_half_precision(tmp_path: Path) -> None:
     assert fast(x.half(), t, y).dtype == torch.float16
 
 
+@pytest.mark.slow
 def test_bfloat16_files_are_valid_whether_or_not_onnxruntime_runs_them(tmp_path: Path) -> None:
     x, t, y = inputs()
     sparse = sparsify(plain(depth=4).bfloat16(), SMALL, example_inputs=(x.bfloat16(), t, y))
