@@ -29,32 +29,35 @@ class Matching:
         similarity = F.normalize(metric, dim=-1)
         best, partner = (similarity[:, sources] @ similarity[:, targets].transpose(1, 2)).max(dim=-1)
         order = best.argsort(dim=-1, descending=True)
-        self._gone, self._kept = order[:, :merged], order[:, merged:]
-        self._partner = partner.gather(1, self._gone)
-        self._sources, self._targets = sources, targets
+        gone, kept = order[:, :merged], order[:, merged:]
+        partner = partner.gather(1, gone)
         # For each token, the row of the merged sequence that it gets back: kept sources first, then the targets.
-        count = self._kept.shape[1]
+        count = kept.shape[1]
         origin = torch.empty(metric.shape[:2], dtype=torch.long, device=metric.device)
         origin[:, targets] = count + torch.arange(len(targets), device=metric.device)
-        rows = torch.arange(count, device=metric.device).expand_as(self._kept)
-        self._origin = origin.scatter(1, sources[self._kept], rows).scatter(1, sources[self._gone], count + self._partner)
+        rows = torch.arange(count, device=metric.device).expand_as(kept)
+        origin = origin.scatter(1, sources[kept], rows).scatter(1, sources[gone], count + partner)
+        self._sources, self._targets = sources, targets
+        # As rows of all images, for two merges and two copies back.
+        self._gone, self._kept = _rows(gone, len(sources)), _rows(kept, len(sources))
+        self._partner, self._origin = _rows(partner, len(targets)), _rows(origin, count + len(targets))
+        one = torch.ones_like(self._partner)
+        self._counts = one.new_ones(len(metric) * len(targets)).index_add(0, self._partner, one)[:, None]
 
     def merge(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, N, channels) to (batch, N - merged, channels)."""
         sources, targets = x[:, self._sources], x[:, self._targets]
-        rows, flat = _rows(self._partner, targets.shape[1]), targets.flatten(0, 1)
-        counts = flat.new_ones(len(flat)).index_add(0, rows, flat.new_ones(len(rows)))
-        sums = flat.index_add(0, rows, _taken(sources, self._gone).flatten(0, 1))
-        return torch.cat([_taken(sources, self._kept), (sums / counts[:, None]).view_as(targets)], dim=1)
+        sums = targets.flatten(0, 1).index_add(0, self._partner, sources.flatten(0, 1).index_select(0, self._gone))
+        return torch.cat([_taken(sources, self._kept), (sums / self._counts).view_as(targets)], dim=1)
 
     def unmerge(self, x: torch.Tensor) -> torch.Tensor:
         """Back to (batch, N, channels)."""
         return _taken(x, self._origin)
 
 
-def _taken(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Of each image (batch, n, channels) its own tokens (batch, m): whole rows, which is faster than ``gather``."""
-    return x.flatten(0, 1).index_select(0, _rows(index, x.shape[1])).unflatten(0, index.shape)
+def _taken(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Of images (batch, n, channels) these rows, as many of each: whole ones, which is faster than ``gather``."""
+    return x.flatten(0, 1).index_select(0, rows).unflatten(0, (len(x), len(rows) // len(x)))
 
 
 def _rows(index: torch.Tensor, count: int) -> torch.Tensor:

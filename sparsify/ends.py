@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import PolicyError
+from .errors import InputError, PolicyError
 
 Grid = tuple[int, ...]
 End = float | Grid
@@ -78,6 +78,16 @@ def plain(end: End) -> float | list[int]:
 def is_number(value: object) -> bool:
     """Whether a value is a number, and neither a truth value nor nan."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def check_whole(name: str, value: object, least: int = 1, besides: str = "") -> None:
+    """Refuse what is no integer of at least ``least``; ``besides`` says what else the caller allows.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}{besides}.")
 
 
 def is_grid(value: object) -> bool:

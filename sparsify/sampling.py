@@ -9,7 +9,7 @@ import torch
 
 from .density import Density
 from .discretise import is_discrete
-from .ends import Grid
+from .ends import Grid, check_whole
 from .errors import InputError
 
 Draw = Callable[[int, torch.Generator], torch.Tensor]
@@ -38,8 +38,7 @@ class TimestepSampler:
     """
 
     def __init__(self, density: Density, grid: Grid, batch_size: int, *, draw: Draw | None = None, seed: int = 0) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"TimestepSampler: batch_size is {batch_size!r}; it must be an integer of at least 1.")
+        check_whole("TimestepSampler: batch_size", batch_size)
         self._density, self._batch_size = density, batch_size
         # Whole timesteps come again and again.
         self._grid_at = functools.lru_cache(_KNOWN)(functools.partial(density.grid_at, dense=tuple(grid)))

@@ -96,16 +96,8 @@ class Experiment:
             if file.exists():
                 continue
             started, what = time.perf_counter(), f"{ARMS[name].title}, seed {seed}, {file.stem}"
-            images = torch.cat(
-                [
-                    *track(
-                        drawn(model, some, asked, self.settings.dense.objective),
-                        what,
-                        len(some) // 250 or 1,
-                        console=self.console,
-                    )
-                ]
-            )
+            batches = drawn(model, some, asked, self.settings.dense.objective)
+            images = torch.cat([*track(batches, what, len(some) // 250 or 1, console=self.console)])
             seconds = torch.tensor((time.perf_counter() - started) / len(some))
             file.parent.mkdir(parents=True, exist_ok=True)
             save_file({"pixels": _bytes(images), "seconds": seconds, "gflops": torch.tensor(gflops)}, file.with_suffix(".part"))

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from ..calls import split_inputs
 from ..density import Density
 from ..discretise import is_discrete
+from ..ends import check_whole
 from ..errors import InputError
 from ..passes.prompt_once import latent_inputs
 from .variants import Variants
@@ -43,8 +44,7 @@ def random_batches(
     Raises:
         InputError: ``count`` is no positive integer, or the timestep is no tensor among the inputs.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InputError(f"count is {count!r}; it must be an integer of at least 1.")
+    check_whole("count", count)
     program = Variants(model, inputs, density.timesteps, grid, timestep).program
     args, kwargs = split_inputs(inputs)
     named = dict(zip((node.name for node in program.placeholders), program.call.flatten(args, kwargs), strict=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..density import Density
-from ..ends import is_number
+from ..ends import check_whole, is_number
 from ..errors import InputError, PolicyError
 
 
@@ -30,11 +30,11 @@ class Settings:
             raise PolicyError(f"density is {self.density!r}; use Density.paper(...) or another Density, whose shape is kept.")
         if not isinstance(self.calibrate, bool):
             raise InputError(f"calibrate is {self.calibrate!r}; it must be True or False.")
-        _check_whole("candidates", self.candidates, 1)
+        check_whole("candidates", self.candidates, 1)
         if not self.spans:
             raise InputError("spans is empty; give numbers of sparse blocks of the modules to try, such as (0, 3).")
         for span in self.spans:
-            _check_whole("spans", span, 0)
+            check_whole("spans", span, 0)
         for share in self.curve:
             _check_share("curve", share)
 
@@ -47,8 +47,3 @@ class Settings:
 def _check_share(name: str, value: object) -> None:
     if not is_number(value) or not 0 < value <= 1:  # type: ignore[operator]
         raise InputError(f"{name} is {value!r}; it must be a share of the dense GFLOPs above 0 and at most 1, such as 0.45.")
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}.")

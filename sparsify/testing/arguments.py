@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 
+from ..ends import check_whole, is_number
 from ..errors import InputError
 from ..passes import Pass, Pipeline
 from ..policy import Policy
@@ -55,9 +55,9 @@ def check_search(models: Any, policies: Any, max_examples: Any, seed: Any) -> No
             f"policies is {policies!r}; it must be a strategy of policies, such as st.just(Policy.dense()), a function of the model that "
             f"gives one, or None."
         )
-    _check_whole("max_examples", max_examples, 1)
+    check_whole("max_examples", max_examples, 1)
     if seed is not None:
-        _check_whole("seed", seed, 0, " or None")
+        check_whole("seed", seed, 0, " or None")
 
 
 def strategy_of(policies: Any) -> st.SearchStrategy[Policy]:
@@ -94,13 +94,7 @@ def check_trial(spec: Any, policy: Any, batch: Any, seed: Any, timestep: Any) ->
             f"spec is a {type(spec).__name__}; it must be a DiTSpec, such as DiTSpec(); that of dits() is model.spec."
         )
     check_policy(policy, "policy is")
-    _check_whole("batch", batch, 1)
-    _check_whole("seed", seed, 0)
-    number = isinstance(timestep, (int, float)) and not isinstance(timestep, bool) and math.isfinite(timestep)
-    if not number or not 0 <= timestep <= spec.timesteps:
+    check_whole("batch", batch, 1)
+    check_whole("seed", seed, 0)
+    if not is_number(timestep) or not 0 <= timestep <= spec.timesteps:
         raise InputError(f"timestep is {timestep!r}; it must be a number in [0, {spec.timesteps}].")
-
-
-def _check_whole(name: str, value: Any, least: int, besides: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}{besides}.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NotCapturedError
+from ..pristine import foreign_draws
 
 
 class State:
@@ -103,15 +104,8 @@ def _plain(part: Any) -> object:
 @contextlib.contextmanager
 def random_numbers_kept(devices: Sequence[int] = ()) -> Iterator[None]:
     """Puts the random numbers of torch, on the CPU and on these CUDA devices, of Python and of numpy back in the end."""
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    state = None if numpy is None else numpy.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(state)
+    with foreign_draws(), torch.random.fork_rng(devices=devices):
+        yield
 
 
 def identical(a: Tensor, b: Tensor) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..ends import check_whole, is_number
 from ..errors import InputError
 
 # Rounding of a block, in units of the dtype's eps. Double precision is there to tell mistakes from rounding: 1e-13 a block is
@@ -29,11 +30,11 @@ def check_options(*, gradients: Any, rtol: Any, atol: Any, depth: Any, equal_nan
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is None and name == "rtol":
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        if not is_number(value) or not 0 <= value < math.inf:
             default = " or None" if name == "rtol" else ""
             raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0{default}.")
-    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
-        raise InputError(f"depth is {depth!r}; it must be an integer of at least 1, or None.")
+    if depth is not None:
+        check_whole("depth", depth, besides=", or None")
     if not isinstance(equal_nan, bool):
         raise InputError(f"equal_nan is {equal_nan!r}; it must be True or False.")
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..calls import split_inputs
+from ..ends import check_whole
 from ..errors import InputError
 from ..tree import Block
 from .calling import with_rows
@@ -88,10 +89,8 @@ def estimate(
     """
     if precision not in ("bf16", "fp32"):
         raise InputError(f"precision is {precision!r}; it must be 'bf16' or 'fp32'.")
-    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
-        raise InputError(f"devices is {devices!r}; it must be an integer of at least 1.")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise InputError(f"batch is {batch!r}; it must be an integer of at least 1.")
+    check_whole("devices", devices)
+    check_whole("batch", batch)
     args, kwargs = split_inputs(with_rows(example_inputs, _batch(*split_inputs(example_inputs)), batch, torch.device("cpu")))
     sparse.prepare(args, kwargs)
     report = sparse.report()

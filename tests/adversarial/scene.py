@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils import _pytree as pytree
 
 from sparsify import SparseModel, sparsify
+from sparsify.testing.state import random_state
 
 _HOOKS = [name for name in vars(nn.Identity()) if name.endswith("hooks")]
 
@@ -60,12 +61,12 @@ class Scene:
     def sparsify(self, model: Any, policy: Any, given: Any = None, **options: Any) -> SparseModel:
         """``sparsify``, which must leave the model, its inputs and all random states as they were, also where it raises."""
         self.watch(model, given)
-        random_before = _random_states()
+        random_before = random_state()
         try:
             return sparsify(model, policy, given, **options)
         finally:
             self._watched[-1].check()
-            assert _random_states() == random_before, "a random state has changed"
+            assert random_state() == random_before, "a random state has changed"
 
     def same(self, found: Any, expected: Any, tolerance: float = 0.0) -> None:
         """Both hold the same numbers, NaN where the other has NaN; with tolerance 0 to the last bit."""
@@ -138,11 +139,6 @@ def _bits(value: Any) -> Any:
         return str(value.layout), str(value.dtype), str(value.device)
     kind = (tuple(value.shape), value.stride(), str(value.dtype), value.grad_fn is None)
     return *kind, value.detach().clone().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _random_states() -> tuple[Any, ...]:
-    name, keys, *rest = numpy.random.get_state()  # type: ignore[misc]
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), (name, keys.tobytes(), *rest)  # type: ignore[union-attr]
 
 
 def played(row: Row, folder: Path) -> str:
