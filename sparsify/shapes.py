@@ -107,15 +107,22 @@ def new_size(env: ShapeEnv, name: str, hint: int) -> torch.SymInt:
 def emit_size(graph: fx.Graph, size: Size) -> fx.Node | int:
     """Nodes that compute ``size`` from the sizes of the graph's inputs, at the current insertion point.
 
+    sympy orders terms by the names of symbols, which are new in every run: here they go by the order of the inputs instead.
+
     Raises:
         RewriteError: the expression has a symbol that is no input's size.
     """
     if isinstance(size, int) or size.is_number:
         return int(size)
-    symbols = {symbol: _emit_symbol(graph, symbol) for symbol in sorted(size.free_symbols, key=str)}
+    found = {symbol: _find_symbol(graph, symbol) for symbol in size.free_symbols}
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    symbols = sorted(found, key=lambda symbol: (order[found[symbol][0]], found[symbol][1]))
+    given = [_emit_given(graph, *found[symbol]) for symbol in symbols]
     if isinstance(size, sympy.Symbol):
-        return symbols[size].node
-    proxy = sympy_interp(PythonReferenceAnalysis, symbols, size)
+        return given[0].node
+    names = [sympy.Symbol(f"i{place:03}", **symbol.assumptions0) for place, symbol in enumerate(symbols)]
+    named = size.xreplace(dict(zip(symbols, names, strict=True)))
+    proxy = sympy_interp(PythonReferenceAnalysis, dict(zip(names, given, strict=True)), named)
     node = proxy.node if isinstance(proxy, fx.Proxy) else int(proxy)
     for made in graph.nodes:
         if "val" not in made.meta and made.op == "call_function":
@@ -123,16 +130,21 @@ def emit_size(graph: fx.Graph, size: Size) -> fx.Node | int:
     return node
 
 
-def _emit_symbol(graph: fx.Graph, symbol: Expr) -> fx.Proxy:
+def _find_symbol(graph: fx.Graph, symbol: Expr) -> tuple[fx.Node, int]:
+    """The input that has a size on an axis, or the node that is the size, with -1."""
     for node in graph.find_nodes(op="placeholder"):
         for axis, size in enumerate(shape_of(node)):
             if size == symbol:
-                return fx.Proxy(annotate(graph.call_function(torch.ops.aten.sym_size.int, (node, axis))))
+                return node, axis
     for node in graph.nodes:  # a size that comes as a number, or a side of a grid
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt) and node.op in _GIVEN and size_of(value) == symbol:
-            return fx.Proxy(node)
+            return node, -1
     raise RewriteError(f"the size {symbol} is no size of an input.")
+
+
+def _emit_given(graph: fx.Graph, node: fx.Node, axis: int) -> fx.Proxy:
+    return fx.Proxy(node if axis < 0 else annotate(graph.call_function(torch.ops.aten.sym_size.int, (node, axis))))
 
 
 def symbolic(env: ShapeEnv, size: Size, hint: int) -> int | torch.SymInt:
