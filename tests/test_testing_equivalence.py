@@ -280,6 +280,13 @@ def test_one_changed_operator_is_found(module: fx.GraphModule, data: st.DataObje
         assert not isomorphic(module, twin)
 
 
+@pytest.mark.parametrize("value", [0, True, 1.5])
+@pytest.mark.parametrize("name", ["max_inputs", "max_operators"])
+def test_sizes_of_graphs_are_checked(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{name} is {value}; it must be an integer of at least 1"):
+        graphs(**{name: value})
+
+
 def traced(function: Callable[..., Any], *shapes: tuple[int, ...]) -> fx.Graph:
     from torch.fx.experimental.proxy_tensor import make_fx
 

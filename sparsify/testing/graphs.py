@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..errors import InputError
+from ..ends import check_whole
 from ..shapes import annotate
 
 aten = torch.ops.aten
@@ -32,11 +32,10 @@ def graphs(*, max_inputs: int = 3, max_operators: int = 8) -> st.SearchStrategy[
         max_operators: at most so many operators, at least 1.
 
     Raises:
-        InputError: one of them is below 1.
+        InputError: one of them is no integer of at least 1.
     """
     for name, value in (("max_inputs", max_inputs), ("max_operators", max_operators)):
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}; it must be an integer of at least 1.")
+        check_whole(name, value)
     return _graphs(max_inputs, max_operators)
 
 
