@@ -130,6 +130,11 @@ def test_all_stages_in_small_and_a_second_run_does_nothing_again(tmp_path: Path,
     assert sum(results["one_step"]["calibrated"]) < sum(results["one_step"]["identity"])
     assert results["classifier_accuracy"] > 0.95
     assert report.table(results).count("\n") == 10
+    assert main([*words, "--stages", "search"]) == 0
+    found = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert found["pick"]["fraction"] <= small["budget"]
+    assert found["pick"]["error"] <= min(p["error"] for p in found["curve"] if p["fraction"] <= small["budget"])
+    assert (tmp_path / "out" / "search.png").exists()
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").rglob("*")}
     assert main(words) == 0
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").rglob("*")} == times

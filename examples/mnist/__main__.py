@@ -3,6 +3,7 @@
 examples:
   python -m examples.mnist                                  # everything; some hours on two cores
   python -m examples.mnist --stages train                   # the dense model alone
+  python -m examples.mnist --published --stages search      # how the policy in settings.json was found: ten minutes
   python -m examples.mnist --stages sample score --arms dense calibrated-finetuned
   python -m examples.mnist --published --arms dense         # on from the weights and scores that lie here: nothing is trained
   python -m examples.mnist --settings quick.json --out /tmp/mnist
@@ -24,7 +25,8 @@ from .experiment import TIMES, Experiment
 from .published import fetch, publish
 from .settings import FOLDER, Settings
 
-STAGES = ("train", "sparse", "sample", "score", "publish")
+STAGES = ("train", "search", "sparse", "sample", "score", "publish")
+BY_DEFAULT = ("train", "sparse", "sample", "score")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -36,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "--settings", type=Path, default=FOLDER / "settings.json", help="what to do (default: settings.json here)"
     )
     parser.add_argument("--out", type=Path, default=Path("out/mnist"), help="folder for everything (default: out/mnist)")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES[:4], help="default: all but publish")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=BY_DEFAULT, help="default: all but search and publish")
     parser.add_argument(
         "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which models to make and draw with (default: all)"
     )
@@ -47,6 +49,8 @@ def main(words: Sequence[str] | None = None) -> int:
         fetch(experiment)
     if "train" in options.stages:
         experiment.train()
+    if "search" in options.stages:
+        Console().print(experiment.search())
     if "sparse" in options.stages:
         experiment.sparse(options.arms)
     if "sample" in options.stages:

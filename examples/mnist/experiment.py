@@ -12,8 +12,11 @@ from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 
+from sparsify.search import Search
+
 from . import arms, classifier
 from .arms import ARMS
+from .choosing import choose
 from .data import parts
 from .metrics import scores
 from .report import seeds_of
@@ -47,6 +50,13 @@ class Experiment:
         if not self.dense.exists():
             self._say("training the dense model")
             arms.train_dense(self.settings, self.data, self.out / "train" / "dense", self.dense)
+
+    def search(self) -> Search:
+        """Policies measured on the trained dense model, as numbers and as a picture."""
+        found = choose(self.settings, self.data, self.dense)
+        _write(self.out / "search.json", json.loads(found.to_json()))
+        found.plot(self.out / "search.png")
+        return found
 
     def sparse(self, names: list[str]) -> None:
         """Those of the four sparse arms that are named."""

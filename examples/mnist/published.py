@@ -8,8 +8,8 @@ from pathlib import Path
 from .experiment import Experiment
 from .settings import FOLDER
 
-PICTURES = ("samples.png", "one_step.png", "losses.png")
-TABLES = ("results.json", "results.md", "shown.safetensors", "classifier.safetensors")
+PICTURES = ("samples.png", "one_step.png", "losses.png", "search.png")
+TABLES = ("search.json", "results.json", "results.md", "shown.safetensors", "classifier.safetensors")
 WEIGHTS = ("dense", "identity-finetuned", "calibrated-finetuned")  # those that took training
 
 

@@ -20,6 +20,7 @@ class Settings:
     Attributes:
         model: arguments of :func:`examples.mnist.model.make`.
         policy: of the sparse arms.
+        budget: the share of the dense GFLOPs that the stage ``search`` finds policies for, of which that one was the best.
         dense: how the dense model is trained.
         finetune: how the sparse arms are, for at most a tenth of those steps.
         calibration: images that restore layers are fitted on, in batches of 64 with a timestep each.
@@ -29,6 +30,7 @@ class Settings:
 
     model: dict[str, Any]
     policy: Policy
+    budget: float
     dense: TrainConfig
     finetune: TrainConfig
     calibration: int
@@ -43,6 +45,7 @@ class Settings:
         made = cls(
             data["model"],
             Policy.from_json(json.dumps(data["policy"])),
+            data["budget"],
             TrainConfig.from_dict(dense),
             TrainConfig.from_dict(dense | data["finetune"]),
             data["calibration"],
