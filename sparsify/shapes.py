@@ -122,12 +122,11 @@ def emit_size(graph: fx.Graph, size: Size) -> fx.Node | int:
         return given[0].node
     names = [sympy.Symbol(f"i{place:03}", **symbol.assumptions0) for place, symbol in enumerate(symbols)]
     named = size.xreplace(dict(zip(symbols, names, strict=True)))
-    proxy = sympy_interp(PythonReferenceAnalysis, dict(zip(names, given, strict=True)), named)
-    node = proxy.node if isinstance(proxy, fx.Proxy) else int(proxy)
+    result: fx.Proxy = sympy_interp(PythonReferenceAnalysis, dict(zip(names, given, strict=True)), named)
     for made in graph.nodes:
         if "val" not in made.meta and made.op == "call_function":
             annotate(made)
-    return node
+    return result.node
 
 
 def _find_symbol(graph: fx.Graph, symbol: Expr) -> tuple[fx.Node, int]:

@@ -87,7 +87,9 @@ def _is_known_equal(env: ShapeEnv, a: sympy.Expr, b: sympy.Expr) -> bool:
     if difference == 0 or sympy.expand(env.simplify(difference)) == 0:
         return True
     known = [guard.expr.args for guard in env.guards if isinstance(guard.expr, sympy.Eq)]
-    return _equality(env.simplify(a), env.simplify(b)) in {_equality(env.simplify(x), env.simplify(y)) for x, y in known}
+    a, b = env.simplify(a), env.simplify(b)
+    asked = {_equality(a, b), _equality(b, a)}  # which side a term is on depends on the names of symbols
+    return not asked.isdisjoint(_equality(env.simplify(x), env.simplify(y)) for x, y in known)
 
 
 def _equality(a: sympy.Expr, b: sympy.Expr) -> sympy.Basic:
