@@ -55,7 +55,7 @@ def bind_sizes(env: ShapeEnv, body: Body, call: fx.Node) -> None:
         if fact == sympy.false or not env.evaluate_expr(fact):
             raise CaptureError(f"{call.target} is called with sizes that it was not captured for: {fact} does not hold.")
         for symbol, size in (fact.args, fact.args[::-1]) if isinstance(fact, sympy.Eq) else ():
-            if isinstance(symbol, sympy.Symbol) and symbol not in size.free_symbols and not size.is_number:
+            if isinstance(symbol, sympy.Symbol):
                 set_equal(env, symbol, size)
                 break
 

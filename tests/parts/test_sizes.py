@@ -92,6 +92,17 @@ def test_a_symbol_becomes_the_product_that_comes_later() -> None:
     assert size_of(rows) == expr(h) * expr(w)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_symbol_of_a_smaller_range_becomes_the_product_too(turned: bool) -> None:
+    """Torch leaves such a symbol as it is, and notes a guard alone."""
+    inner, outer = Sizes(), Sizes()
+    (n,), (h, w, rows) = inner.new(12), outer.new(3, 4, 12)
+    assert rows < 100
+    body, node = tied(inner, [(n,), (n,)], outer, [(rows,), (h * w,)] if turned else [(h * w,), (rows,)])
+    bind_sizes(outer.env, body, node)
+    assert size_of(rows) == expr(h) * expr(w)
+
+
 def test_common_terms_and_factors_fall_away() -> None:
     inner, outer = Sizes(), Sizes()
     (n,), (tokens, rows) = inner.new(12), outer.new(12, 12)
