@@ -83,22 +83,19 @@ def mismatch(env: ShapeEnv, body: Body, call: fx.Node) -> str | None:
 
 
 def _is_known_equal(env: ShapeEnv, a: sympy.Expr, b: sympy.Expr) -> bool:
-    difference = sympy.expand(a - b)
-    if difference == 0 or sympy.expand(env.simplify(difference)) == 0:
+    a, b = env.simplify(a), env.simplify(b)
+    if sympy.expand(a - b) == 0:
         return True
     known = [guard.expr.args for guard in env.guards if isinstance(guard.expr, sympy.Eq)]
-    a, b = env.simplify(a), env.simplify(b)
     asked = {_equality(a, b), _equality(b, a)}  # which side a term is on depends on the names of symbols
     return not asked.isdisjoint(_equality(env.simplify(x), env.simplify(y)) for x, y in known)
 
 
 def _equality(a: sympy.Expr, b: sympy.Expr) -> sympy.Basic:
     """``a == b`` without common terms and factors, so that it ties a symbol to a symbol where it can."""
-    difference = sympy.expand(a - b)
-    parts = sympy.Add.make_args(difference)
+    parts = sympy.Add.make_args(sympy.expand(a - b))
     if len(parts) == 2:
         a, b = parts[0], -parts[1]
-        a, b = (-a, -b) if a.could_extract_minus_sign() else (a, b)
     numerator, denominator = sympy.fraction(sympy.cancel(a / b)) if b != 0 else (a, b)
     return sympy.Eq(numerator, denominator)
 

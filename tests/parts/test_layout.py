@@ -56,6 +56,7 @@ SHAPES: list[tuple[int, Callable[[Made], Any], bool]] = [
     (2, lambda made: (made.b, 8, made.h, made.w), True),
     (2, lambda made: (made.b * made.h * made.w, 8), True),
     (2, lambda made: (made.b, made.s + made.h * made.w, 8), True),
+    (2, lambda made: (made.h * made.w, 8), True),
     (2, lambda made: (made.b, made.h, 8), False),
     (2, lambda made: (made.b, made.w, 8), False),
     (2, lambda made: (made.b, made.s, 8), False),

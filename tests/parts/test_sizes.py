@@ -103,12 +103,17 @@ def test_a_symbol_of_a_smaller_range_becomes_the_product_too(turned: bool) -> No
     assert size_of(rows) == expr(h) * expr(w)
 
 
-def test_common_terms_and_factors_fall_away() -> None:
+@pytest.mark.parametrize(
+    "size",
+    [lambda n: n, lambda n: 2 * n, lambda n: n + 3, lambda n: 2 * n + 6, lambda n: 100 - 3 * n],
+)
+def test_common_terms_and_factors_fall_away(size: Callable[[Any], Any]) -> None:
     inner, outer = Sizes(), Sizes()
-    (n,), (tokens, rows) = inner.new(12), outer.new(12, 12)
-    body, node = tied(inner, [(n,), (2 * n + 6,)], outer, [(tokens,), (2 * rows + 6,)])
+    (n,), (h, w, rows) = inner.new(12), outer.new(3, 4, 12)
+    assert rows < 100, "so that torch leaves it as it is"
+    body, node = tied(inner, [(n,), (size(n),)], outer, [(h * w,), (size(rows),)])
     bind_sizes(outer.env, body, node)
-    assert size_of(rows) == size_of(tokens)
+    assert size_of(rows) == expr(h) * expr(w)
 
 
 def test_a_size_that_is_a_number_inside_is_one_outside() -> None:
@@ -124,6 +129,7 @@ def test_a_size_that_is_a_number_inside_is_one_outside() -> None:
     [
         (lambda n: [(2, 8)], lambda a, b: [(2, 9)]),
         (lambda n: [(2, 8)], lambda a, b: [(2, a)]),
+        (lambda n: [(2, 0)], lambda a, b: [(2, a)]),
         (lambda n: [(n,), (n,)], lambda a, b: [(a,), (b,)]),
         (lambda n: [(n,), (n + 1,)], lambda a, b: [(a,), (a,)]),
     ],
