@@ -145,7 +145,7 @@ def test_sizes_that_contradict_those_of_the_block_are_refused(taken: Callable[..
 def test_sizes_that_agree_leave_no_guard() -> None:
     inner, outer = Sizes(), Sizes()
     (n,), (a,) = inner.new(12), outer.new(12)
-    body, node = tied(inner, [(2, n), (n + 1,), 3], outer, [(2, a), (a + 1,), 3])
+    body, node = tied(inner, [(2, n), (n + 1,), 3, (0, 2)], outer, [(2, a), (a + 1,), 3, (0, 2)])
     bind_sizes(outer.env, body, node)
     assert outer.env.guards == [] and size_of(a) == expr(a)
 
