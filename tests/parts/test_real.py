@@ -250,3 +250,13 @@ def test_outputs_of_any_nesting_keep_it() -> None:
     given = torch.randn(3, 2)
     found = without_complex(fx.GraphModule({}, graph))(given)
     assert torch.allclose(found["modulus"], torch.view_as_complex(given).abs()) and found["none"] == [None, 3]
+
+
+def test_inputs_of_any_nesting_keep_it() -> None:
+    class Nested(nn.Module):
+        def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            return aten.view_as_real.default(aten.mul.Tensor(aten.view_as_complex.default(pair[0]), pair[1]))
+
+    module = fx.symbolic_trace(Nested(), concrete_args={"pair": (fx.PH, fx.PH)})
+    given = torch.randn(3, 2), torch.randn(3)
+    assert torch.allclose(without_complex(module)(given), module(given))
