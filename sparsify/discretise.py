@@ -35,11 +35,14 @@ def discretised(function: Callable[[float], End], levels: int, timesteps: float)
     if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
         raise PolicyError(f"Density.of: levels is {levels!r}; it must be an integer of at least 2.")
     ends = {t: checked_end(f"of({t:g})", function(t)) for t in sampled(timesteps)}
-    rates = [end for end in ends.values() if not isinstance(end, tuple)]
-    low, width = (min(rates), (max(rates) - min(rates)) / levels or 1.0) if rates else (0.0, 1.0)
+    rates = [end for end in ends.values() if not isinstance(end, tuple)] or [math.nan]  # which nothing is rounded to
+    low = min(rates)
+    width = (max(rates) - low) / levels
 
     def rounded(end: End) -> End:
-        return end if isinstance(end, tuple) else low + width * min(levels - 1, math.floor((end - low) / width + 1e-9))
+        if isinstance(end, tuple) or end == low:  # if all rates are one, the steps have no width
+            return end
+        return low + width * min(levels - 1, math.floor((end - low) / width + 1e-9))
 
     order = [(t, rounded(end)) for t, end in ends.items()]
     if (count := len({end for _, end in order})) > levels:

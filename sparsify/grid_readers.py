@@ -92,15 +92,10 @@ def sides_of_positions(positions: torch.Tensor, count: int) -> tuple[int, ...] |
 
 def _sides_of_table(table: torch.Tensor) -> tuple[int, ...] | None:
     table = table - table.amin(dim=0)
-    columns = [column for column in table.unbind(-1) if float(column.max()) > 0]
-    sides = []
-    for column in columns:
-        step = float(column[column > 0].min())
-        if not torch.equal((column / step).round() * step, column):
-            return None
-        sides.append(round(float(column.max()) / step) + 1)
+    moving = [column for column in table.unbind(-1) if float(column.max()) > 0]
+    columns = [column / float(column[column > 0].min()) for column in moving]  # in steps, which rounding leaves inexact
+    sides = [round(float(column.max())) + 1 for column in columns]
     if not 1 <= len(sides) <= 3 or math.prod(sides) != table.shape[0]:
         return None
     cells = torch.cartesian_prod(*(torch.arange(side) for side in sides)).reshape(-1, len(sides))
-    given = torch.stack([column / float(column[column > 0].min()) for column in columns], dim=-1)
-    return tuple(sides) if torch.allclose(given, cells.double()) else None
+    return tuple(sides) if torch.allclose(torch.stack(columns, dim=-1), cells.double()) else None

@@ -66,16 +66,16 @@ class SparseModel(Timed, nn.Module):
 
     def in_place(self, stage: Stage, calls: Mapping[str, Callable[..., Any]] | None = None, observer: Any = None) -> InPlace:
         """The model's own forward with rewritten blocks in it, or with ``calls``, by path, in their place."""
-        return InPlace(stage.program, self, self._source[0], calls or {}, observer)
+        return InPlace(stage.program, self, _model_of(self), calls or {}, observer)
 
     def capture(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Capture the model as called with these arguments and take over its parameters."""
-        model = self._source[0]
+        model = _model_of(self)
         self.adopt(build_stage(model, self._request, args, kwargs, self._mode, kind_of(model)), args, kwargs)
 
     def adopt(self, stage: Stage, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Take a finished first capture of a call with these arguments, and the model's parameters."""
-        mirror(self._source[0], self, [str(node.target) for node in stage.program.all_block_nodes])
+        mirror(_model_of(self), self, [str(node.target) for node in stage.program.all_block_nodes])
         for name, layers in module_lists(stage.program.layers).items():
             self.register_module(name, layers)
         self._admit(stage, args, kwargs)
@@ -87,7 +87,7 @@ class SparseModel(Timed, nn.Module):
         if self._request.verify == "full":
             program = stage.program
             try:
-                check_fully(program, stage.plan, self, self._source[0], program.call.flatten(args, kwargs))
+                check_fully(program, stage.plan, self, _model_of(self), program.call.flatten(args, kwargs))
             except Exception:
                 self._stages.remove(stage)
                 raise
@@ -183,7 +183,7 @@ class SparseModel(Timed, nn.Module):
                 continue
             if stage.accepts(inputs, self._mode, kind):
                 return stage, inputs
-        model = self._source[0]
+        model = _model_of(self)
         share_tensors(self, model)
         flags = [(module, module.training) for module in model.modules()]
         try:
@@ -238,21 +238,21 @@ class SparseModel(Timed, nn.Module):
         """Loads a sparse checkpoint; a dense one too with ``strict=False``, where only new layers are missing."""
         self._captured()
         outcome = super().load_state_dict(*args, **kwargs)
-        share_tensors(self, self._source[0])  # with assign=True the tensors are others now
+        share_tensors(self, _model_of(self))  # with assign=True the tensors are others now
         return outcome
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseModel:
         if not self._stages:
-            self._source[0]._apply(fn)
+            _model_of(self)._apply(fn)
             return self
         super()._apply(fn, recurse)
-        share_tensors(self, self._source[0])
+        share_tensors(self, _model_of(self))
         return self
 
     def train(self, mode: bool = True) -> SparseModel:
         """Training or evaluation mode; the model is captured in the mode it is called in."""
         if not self._stages:
-            self._source[0].train(mode)
+            _model_of(self).train(mode)
         self._mode = mode
         super().train(mode)
         return self
@@ -263,7 +263,7 @@ class SparseModel(Timed, nn.Module):
         except AttributeError:
             if name.startswith("__") or "_source" not in self.__dict__:
                 raise
-            return getattr(self._source[0], name)
+            return getattr(_model_of(self), name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseModel:
         for stage in self._stages:  # finished programs never change, so copies share them
@@ -283,7 +283,14 @@ class SparseModel(Timed, nn.Module):
 
     def __repr__(self) -> str:
         state = "captured at its first call" if self._active is None else f"{len(self._stages)} capture(s)"
-        return f"SparseModel({type(self._source[0]).__name__}, {self._request.policy}, {state})"
+        return f"SparseModel({type(_model_of(self)).__name__}, {self._request.policy}, {state})"
+
+
+def _model_of(sparse: SparseModel) -> nn.Module:
+    """The model that a sparse model was made of."""
+    source: tuple[nn.Module] = sparse._source
+    (model,) = source
+    return model
 
 
 def _shapes(program: Program) -> dict[str, object]:

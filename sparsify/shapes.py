@@ -117,17 +117,13 @@ def emit_size(graph: fx.Graph, size: Size) -> fx.Node | int:
     found = {symbol: _find_symbol(graph, symbol) for symbol in size.free_symbols}
     order = {node: place for place, node in enumerate(graph.nodes)}
     symbols = sorted(found, key=lambda symbol: (order[found[symbol][0]], found[symbol][1]))
-    given = [_emit_given(graph, *found[symbol]) for symbol in symbols]
-    if isinstance(size, sympy.Symbol):
-        return given[0].node
-    names = [sympy.Symbol(f"i{place:03}", **symbol.assumptions0) for place, symbol in enumerate(symbols)]
-    named = size.xreplace(dict(zip(symbols, names, strict=True)))
-    proxy = sympy_interp(PythonReferenceAnalysis, dict(zip(names, given, strict=True)), named)
-    node = proxy.node if isinstance(proxy, fx.Proxy) else int(proxy)
+    names = {symbol: sympy.Symbol(f"i{place:03}", **symbol.assumptions0) for place, symbol in enumerate(symbols)}
+    given = {names[symbol]: _emit_given(graph, *found[symbol]) for symbol in symbols}
+    result: fx.Proxy = sympy_interp(PythonReferenceAnalysis, given, size.xreplace(names))
     for made in graph.nodes:
         if "val" not in made.meta and made.op == "call_function":
             annotate(made)
-    return node
+    return result.node
 
 
 def _find_symbol(graph: fx.Graph, symbol: Expr) -> tuple[fx.Node, int]:

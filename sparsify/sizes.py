@@ -55,7 +55,7 @@ def bind_sizes(env: ShapeEnv, body: Body, call: fx.Node) -> None:
         if fact == sympy.false or not env.evaluate_expr(fact):
             raise CaptureError(f"{call.target} is called with sizes that it was not captured for: {fact} does not hold.")
         for symbol, size in (fact.args, fact.args[::-1]) if isinstance(fact, sympy.Eq) else ():
-            if isinstance(symbol, sympy.Symbol) and symbol not in size.free_symbols and not size.is_number:
+            if isinstance(symbol, sympy.Symbol):
                 set_equal(env, symbol, size)
                 break
 
@@ -83,20 +83,19 @@ def mismatch(env: ShapeEnv, body: Body, call: fx.Node) -> str | None:
 
 
 def _is_known_equal(env: ShapeEnv, a: sympy.Expr, b: sympy.Expr) -> bool:
-    difference = sympy.expand(a - b)
-    if difference == 0 or sympy.expand(env.simplify(difference)) == 0:
+    a, b = env.simplify(a), env.simplify(b)
+    if sympy.expand(a - b) == 0:
         return True
     known = [guard.expr.args for guard in env.guards if isinstance(guard.expr, sympy.Eq)]
-    return _equality(env.simplify(a), env.simplify(b)) in {_equality(env.simplify(x), env.simplify(y)) for x, y in known}
+    asked = {_equality(a, b), _equality(b, a)}  # which side a term is on depends on the names of symbols
+    return not asked.isdisjoint(_equality(env.simplify(x), env.simplify(y)) for x, y in known)
 
 
 def _equality(a: sympy.Expr, b: sympy.Expr) -> sympy.Basic:
     """``a == b`` without common terms and factors, so that it ties a symbol to a symbol where it can."""
-    difference = sympy.expand(a - b)
-    parts = sympy.Add.make_args(difference)
+    parts = sympy.Add.make_args(sympy.expand(a - b))
     if len(parts) == 2:
         a, b = parts[0], -parts[1]
-        a, b = (-a, -b) if a.could_extract_minus_sign() else (a, b)
     numerator, denominator = sympy.fraction(sympy.cancel(a / b)) if b != 0 else (a, b)
     return sympy.Eq(numerator, denominator)
 

@@ -155,15 +155,14 @@ def _agree(actual: Any, claimed: Any) -> bool:
 
 
 def _same_size(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
     sizes = size_of(a), size_of(b)
-    if sizes[0] == sizes[1] or (difference := (sizes[0] - sizes[1]).expand()) == 0:
+    if sizes[0] == sizes[1]:
         return True
-    if isinstance(difference, sympy.Basic) and difference.xreplace(_sides_of_one(a, b)).expand() == 0:
+    difference = sympy.expand(sympy.sympify(sizes[0]) - sizes[1])
+    if difference.xreplace(_sides_of_one(a, b)).expand() == 0:
         return True
-    numbers = [size.is_number if isinstance(size, sympy.Basic) else True for size in sizes]
-    hints = [int(size) if number else _hint(value) for size, number, value in zip(sizes, numbers, (a, b), strict=True)]
+    numbers = [isinstance(size, int) for size in sizes]
+    hints = [size if number else _hint(value) for size, number, value in zip(sizes, numbers, (a, b), strict=True)]
     # A number that was a size by a guard agrees with that size; a size that depends on values is new at every run.
     return None in hints or (any(numbers) and hints[0] == hints[1])
 
