@@ -53,8 +53,8 @@ def no_dropout(node: fx.Node) -> bool:
 
 
 def _whole_slice(node: fx.Node) -> bool:
-    dim_start_end_step = list(node.args[1:]) + [0, None, None, 1][len(node.args) - 1 :]
-    _, start, end, step = dim_start_end_step
+    given = list(node.args[2:])
+    start, end, step = given + [None, None, 1][len(given) :]
     return bool(start in (0, None) and end in (None, sys.maxsize) and step == 1)
 
 
