@@ -34,7 +34,8 @@ class Cleanup(Pass):
         used = {node.meta["body"] for node in program.all_block_nodes}
         program.bodies = {name: body for name, body in program.bodies.items() if name in used}
         for node in list(place.nodes):
-            if node.op == "call_function" and (does_nothing := IDENTITIES.get(node.target)) and does_nothing(node):
+            does_nothing = IDENTITIES.get(node.target) if node.op == "call_function" and not node.kwargs else None
+            if does_nothing is not None and does_nothing(node):
                 node.replace_all_uses_with(node.args[0])
         place.eliminate_dead_code(
             lambda node: node.op in ("placeholder", "output") or "body" in node.meta or node.target in (DENSITY, GRID)

@@ -95,6 +95,14 @@ def test_a_product_of_tensors_stays() -> None:
     assert targets(tiny.graph) == [aten.mul.Tensor]
 
 
+@pytest.mark.parametrize("named", [{"dim": 1, "start": 1}, {"dim": 1, "end": 2}, {"step": 2}])
+def test_arguments_by_name_count(named: dict[str, int]) -> None:
+    tiny = Tiny()
+    tiny.output(tiny.call(aten.slice.Tensor, tiny.input("x", 2, 3), **named))
+    Cleanup().rewrite(of_bodies(), tiny.graph)
+    assert targets(tiny.graph) == [aten.slice.Tensor]
+
+
 def test_types_are_dtype_and_device() -> None:
     tiny = Tiny()
     x = tiny.input("x", 2)
