@@ -162,7 +162,7 @@ def test_a_run_counts_its_places_and_notes_refusals(rewrite: Pass, rewritten: in
 
 
 def test_places_are_described_by_paths_of_blocks_and_names_of_nodes() -> None:
-    outer, program = trunk()
+    _, program = trunk()
     first, second, third = program.block_nodes
     (x,) = program.placeholders
     describe = Some().describe

@@ -93,11 +93,17 @@ def test_blocks_in_front_keep_all_tokens() -> None:
 def test_rows_are_selected_in_front_of_the_block_that_reads_them() -> None:
     _, program, kept = trunk(2)
     drop_tokens(Dropping(), program, program.block_nodes, kept)
-    names = [node.target if node.op == "call_module" else str(node.target).split(".")[-2] for node in program.graph.nodes if node.op.startswith("call")]
+    names = [
+        node.target if node.op == "call_module" else str(node.target).split(".")[-2]
+        for node in program.graph.nodes
+        if node.op.startswith("call")
+    ]
     assert names == ["index_select"] * 4 + ["blocks.0"] + ["index_select"] * 3 + ["blocks.1"]
     made = program.graph.find_nodes(op="call_function", target=aten.index_select.default)
     assert {node.meta["provenance"].pass_name for node in made} == {"dropping"}
-    assert [node.meta["provenance"].origin for node in made] == [block.name for block in program.block_nodes for _ in range(4)][:7]
+    assert [node.meta["provenance"].origin for node in made] == [block.name for block in program.block_nodes for _ in range(4)][
+        :7
+    ]
 
 
 def test_no_blocks_no_change() -> None:

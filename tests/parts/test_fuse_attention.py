@@ -27,16 +27,19 @@ class Attention:
         axis: int = -1,
     ) -> None:
         self.tiny = tiny = Tiny()
-        self.query, self.key, self.value = (tiny.input(name, 2, 3, rows, 4) for name, rows in zip("qkv", (5, 6, 6), strict=True))
+        self.query, self.key, self.value = (
+            tiny.input(name, 2, 3, rows, 4) for name, rows in zip("qkv", (5, 6, 6), strict=True)
+        )
         tiny.input("mask", 5, 6)
         self.product = tiny.call(MATMUL, self.query, tiny.call(aten.transpose.int, self.key, -2, -1))
         self.softmax = tiny.call(SOFTMAX, below(tiny, self.product), axis)
         self.weights = above(tiny, self.softmax)
         self.result = tiny.call(MATMUL, self.weights, self.value)
 
-    def fused(self, *others: fx.Node, rows: int = 6) -> fx.Node | None:
+    def fused(self, *others: fx.Node) -> fx.Node | None:
         """The node that stands for it after the pass, if one does; others are further results."""
-        program = of_bodies(self.tiny.body() if self.tiny.output(self.result, *others) else self.tiny.body())
+        self.tiny.output(self.result, *others)
+        program = of_bodies(self.tiny.body())
         torch.manual_seed(0)
         inputs = [torch.rand(2, 3, size, 4) for size in (5, 6, 6)] + [torch.rand(5, 6)]
         before = run(self.tiny.graph, *inputs)
@@ -241,7 +244,9 @@ def test_values_have_the_batches_and_heads_of_the_queries(rows: tuple[int, int],
 )
 def test_a_product_with_a_bias(options: dict[str, float], then: float | None, scale: float | None, mask: bool | None) -> None:
     tiny = Tiny()
-    bias, q, k, v = (tiny.input(name, *sizes) for name, sizes in zip("bqkv", ((2, 5, 6), (2, 5, 4), (2, 4, 6), (2, 6, 4)), strict=True))
+    bias, q, k, v = (
+        tiny.input(name, *sizes) for name, sizes in zip("bqkv", ((2, 5, 6), (2, 5, 4), (2, 4, 6), (2, 6, 4)), strict=True)
+    )
     logits = tiny.call(aten.baddbmm.default, bias, q, k, **options)
     logits = logits if then is None else tiny.call(aten.mul.Tensor, logits, then)
     tiny.output(tiny.call(aten.bmm.default, tiny.call(aten._softmax.default, logits, -1, False), v))
@@ -256,7 +261,9 @@ def test_a_product_with_a_bias(options: dict[str, float], then: float | None, sc
 
 def test_a_second_mask_on_top_of_a_bias_stays() -> None:
     tiny = Tiny()
-    bias, q, k, v = (tiny.input(name, *sizes) for name, sizes in zip("bqkv", ((2, 5, 6), (2, 5, 4), (2, 4, 6), (2, 6, 4)), strict=True))
+    bias, q, k, v = (
+        tiny.input(name, *sizes) for name, sizes in zip("bqkv", ((2, 5, 6), (2, 5, 4), (2, 4, 6), (2, 6, 4)), strict=True)
+    )
     logits = tiny.call(aten.add.Tensor, tiny.call(aten.baddbmm.default, bias, q, k), bias)
     tiny.output(tiny.call(aten.bmm.default, tiny.call(SOFTMAX, logits, -1), v))
     assert FuseAttention().run(of_bodies(tiny.body())) == 0
@@ -264,7 +271,9 @@ def test_a_second_mask_on_top_of_a_bias_stays() -> None:
 
 def test_a_mask_on_top_of_a_bias_that_counts_for_nothing() -> None:
     tiny = Tiny()
-    bias, q, k, v = (tiny.input(name, *sizes) for name, sizes in zip("bqkv", ((2, 5, 6), (2, 5, 4), (2, 4, 6), (2, 6, 4)), strict=True))
+    bias, q, k, v = (
+        tiny.input(name, *sizes) for name, sizes in zip("bqkv", ((2, 5, 6), (2, 5, 4), (2, 4, 6), (2, 6, 4)), strict=True)
+    )
     mask = tiny.input("mask", 5, 6)
     logits = tiny.call(aten.add.Tensor, tiny.call(aten.baddbmm.default, bias, q, k, beta=0), mask)
     tiny.output(tiny.call(aten.bmm.default, tiny.call(SOFTMAX, logits, -1), v))
@@ -275,7 +284,9 @@ def test_a_mask_on_top_of_a_bias_that_counts_for_nothing() -> None:
 
 def test_a_biased_product_that_something_else_reads_stays() -> None:
     tiny = Tiny()
-    bias, q, k, v = (tiny.input(name, *sizes) for name, sizes in zip("bqkv", ((2, 5, 6), (2, 5, 4), (2, 4, 6), (2, 6, 4)), strict=True))
+    bias, q, k, v = (
+        tiny.input(name, *sizes) for name, sizes in zip("bqkv", ((2, 5, 6), (2, 5, 4), (2, 4, 6), (2, 6, 4)), strict=True)
+    )
     logits = tiny.call(aten.baddbmm.default, bias, q, k)
     tiny.output(tiny.call(aten.bmm.default, tiny.call(SOFTMAX, logits, -1), v), logits)
     assert FuseAttention().run(of_bodies(tiny.body())) == 0

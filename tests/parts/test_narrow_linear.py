@@ -235,7 +235,12 @@ def units(shape: Callable[[Any], list[Any]], then: Readers) -> Readers:
         (lambda tiny, node: tiny.items(tiny.call(aten.chunk.default, node, 3, 2), 1), (4, 8)),
         (lambda tiny, node: [tiny.call(SELECT, tiny.call(aten.permute.default, node, [2, 0, 3, 1, 4]), 0, 1)], (4, 8)),
         (lambda tiny, node: [tiny.call(SELECT, tiny.call(aten.transpose.int, node, 1, 2), 1, 2)], (8, 12)),
-        (lambda tiny, node: tiny.items(tiny.call(aten.unbind.int, tiny.call(aten.permute.default, node, [2, 0, 3, 1, 4])), 2), (8, 12)),
+        (
+            lambda tiny, node: tiny.items(
+                tiny.call(aten.unbind.int, tiny.call(aten.permute.default, node, [2, 0, 3, 1, 4])), 2
+            ),
+            (8, 12),
+        ),
         (lambda tiny, node: [tiny.call(SELECT, tiny.call(aten.mul.Tensor, node, 2.0), 2, 1)], (4, 8)),
         (lambda tiny, node: [tiny.call(SELECT, node, 3, 0)], None),  # of heads
         (lambda tiny, node: [tiny.call(SELECT, node, 1, 0)], None),
@@ -341,7 +346,10 @@ def test_all_graphs_are_looked_at_and_places_described() -> None:
     program = of_bodies(block.tiny.body())
     program.graph = outer.tiny.graph
     found = list(NarrowLinear().match(program))
-    assert [NarrowLinear().describe(place) for place in found] == ["linear_default, rows 8 to 12", "linear_default, rows 4 to 8"]
+    assert [NarrowLinear().describe(place) for place in found] == [
+        "linear_default, rows 8 to 12",
+        "linear_default, rows 4 to 8",
+    ]
     assert NarrowLinear().run(program) == 2
 
 
