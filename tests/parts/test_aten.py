@@ -125,6 +125,7 @@ def test_operators_may_be_written_as_they_are_printed() -> None:
         (lambda x: x & 1, "and_ in a pattern is no ATen operator"),
         (lambda x: F.silu(x, inplace=True), "fits no overload of aten.silu"),
         (lambda x: x.reshape(2, 0.5), "fits no overload of aten.reshape"),
+        (lambda x: x.reshape(), "fits no overload of aten.reshape"),
         (lambda x: x.reshape(0.5), "fits no overload of aten.reshape"),
         (lambda x: x.exp(2), "fits no overload of aten.exp"),
     ],

@@ -110,9 +110,9 @@ def test_maps_of_every_copy_are_found() -> None:
     assert model.check(2, *results) == [LINEAR, restore_tokens, LINEAR, restore_tokens]
 
 
-@pytest.mark.parametrize("axis", [2, -1])
-def test_a_map_of_the_copied_axis_itself_stays(axis: int) -> None:
-    model = Copies(2, 3, 6, rest=(axis,))
+@pytest.mark.parametrize(("sizes", "rest"), [((2, 3, 6), (2,)), ((2, 3, 6), (-1,)), ((2, 6), ()), ((2, 6), (1,))])
+def test_a_map_of_the_copied_axis_itself_stays(sizes: tuple[int, ...], rest: tuple[int, ...]) -> None:
+    model = Copies(*sizes, rest=rest)
     wide = model.tiny.input("wide", 5, 24)
     program = model.program(model.tiny.call(LINEAR, model.copies, wide))
     assert LinearBeforeCopy().run(program) == 0
