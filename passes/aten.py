@@ -12,8 +12,13 @@ from torch import fx
 
 from ..errors import PolicyError
 
-_NAMES = {"truediv": "div", "concat": "cat"}  # functions whose ATen operator has another name
+aten = torch.ops.aten
+
+_NAMES = {"truediv": "div", "mod": "remainder"}  # functions whose ATen operator has another name
 _IGNORED = ("_stacklevel", "inplace")  # arguments that ATen operators do not have
+_KEYWORDS = {"training": "train"}  # arguments that have another name there
+# What torch runs where a number stands in front of a tensor, with the two in the other order.
+_REVERSED: dict[str, Any] = {"add": aten.add, "mul": aten.mul, "sub": aten.rsub, "truediv": aten.mul}
 
 
 def aten_graph(function: Callable[..., Any]) -> fx.Graph:
@@ -31,7 +36,7 @@ def aten_graph(function: Callable[..., Any]) -> fx.Graph:
     whole = getattr(function, "__qualname__", str(function))
     try:
         result = function(*(fx.Proxy(graph.placeholder(name), tracer) for name in names))
-    except (TypeError, ValueError) as error:  # a wrong call, or a decision by values
+    except (TypeError, ValueError, RuntimeError) as error:  # a wrong call, a decision by values, len()
         raise PolicyError(f"{whole} cannot be traced: {str(error).splitlines()[0]}") from error
     graph.output(fx.node.map_aggregate(result, lambda value: value.node if isinstance(value, fx.Proxy) else value))
     for node in list(graph.nodes):
@@ -53,20 +58,36 @@ def _convert(node: fx.Node) -> None:
     if node.target is operator.getitem and isinstance(node.args[1], int):
         return  # one of several results
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    packet = getattr(torch.ops.aten, _NAMES.get(name, name), None)
+    packet = getattr(aten, _NAMES.get(name, name), None)
     if packet is None:
         raise PolicyError(f"{name} in a pattern is no ATen operator; write it as torch.ops.aten..., as it is printed.")
     args: tuple[Any, ...] = node.args
-    if name in ("add", "mul") and not isinstance(args[0], fx.Node):
-        args = args[::-1]  # torch does so as well
-    kwargs = {key: value for key, value in node.kwargs.items() if key not in _IGNORED}
+    if name in _REVERSED and not isinstance(args[0], fx.Node):
+        packet, args = _REVERSED[name], args[::-1]  # torch does so as well
+        if name == "truediv":
+            with node.graph.inserting_before(node):
+                args = (node.graph.call_function(aten.reciprocal.default, args[:1]), *args[1:])
+    kwargs = {_KEYWORDS.get(key, key): value for key, value in node.kwargs.items() if key not in _IGNORED}
     overload = _overload(packet, args, kwargs)
     if overload is None and len(args) > 1 and all(isinstance(size, int) for size in args[1:]):
         args = (args[0], list(args[1:]))  # sizes or axes given one by one
         overload = _overload(packet, args, kwargs)
     if overload is None or node.kwargs.get("inplace"):
         raise PolicyError(f"{node.format_node()} in a pattern fits no overload of {packet}: {packet.overloads()}.")
-    node.op, node.target, node.args, node.kwargs = "call_function", overload, args, kwargs
+    node.op, node.target = "call_function", overload
+    node.args, node.kwargs = _listed(overload, args, kwargs)
+
+
+def _listed(overload: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with one number in a list where the operator takes a list, as torch itself puts it."""
+    taken = overload._schema.arguments
+    lists = {argument.name for argument in taken if "List[int]" in str(argument.type)}
+
+    def listed(name: str, value: Any) -> Any:
+        return [value] if name in lists and isinstance(value, int) else value
+
+    named = zip((argument.name for argument in taken), args, strict=False)  # others have their defaults
+    return tuple(listed(*each) for each in named), {name: listed(name, value) for name, value in kwargs.items()}
 
 
 def _overload(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -77,6 +98,4 @@ def _overload(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         name = torch._C._jit_resolve_packet(packet._qualified_op_name, *args, **kwargs)
     except RuntimeError:
         return None
-    if name == "Scalar" and "Tensor" in packet.overloads():
-        name = "Tensor"  # numbers in arithmetic become tensors, as in eager mode
     return getattr(packet, name or "default")

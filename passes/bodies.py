@@ -35,7 +35,8 @@ def copy_on_grid(body: Body, name: str, grid: Grid, step: int = 1) -> Body:
     """
     if len(body.moving) != 1 or body.twins:
         raise RewriteError(f"{body.name} has {len(body.moving)} sizes that follow its tokens, and one was expected")
-    env = body.token_node.meta["val"].fake_mode.shape_env
+    mode = body.token_node.meta["val"].fake_mode
+    env = mode.shape_env
     hints = [max(2, side // step) for side in grid]  # tracing takes a size of 1 for special
     steps = [new_size(env, f"side{axis}", hint) for axis, hint in enumerate(hints)]
     sides = [symbolic(env, step * size_of(some), step * hint) for some, hint in zip(steps, hints, strict=True)]
@@ -56,7 +57,7 @@ def copy_on_grid(body: Body, name: str, grid: Grid, step: int = 1) -> Body:
             continue
         made[node] = graph.node_copy(node, made.__getitem__)
         if node in followers and node.op == "call_function":
-            annotate(made[node])
+            annotate(made[node], mode)
     conditions = [c.xreplace({symbol: count}) if isinstance(c, sympy.Basic) else c for c in body.conditions]
     moving, given = frozenset(map(size_of, steps)), body.given + len(sides)
     return dataclasses.replace(body, name=name, graph=graph, moving=moving, given=given, conditions=conditions)

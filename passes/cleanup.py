@@ -34,7 +34,8 @@ class Cleanup(Pass):
         used = {node.meta["body"] for node in program.all_block_nodes}
         program.bodies = {name: body for name, body in program.bodies.items() if name in used}
         for node in list(place.nodes):
-            if node.op == "call_function" and (does_nothing := IDENTITIES.get(node.target)) and does_nothing(node):
+            does_nothing = IDENTITIES.get(node.target) if node.op == "call_function" and not node.kwargs else None
+            if does_nothing is not None and does_nothing(node):
                 node.replace_all_uses_with(node.args[0])
         place.eliminate_dead_code(
             lambda node: node.op in ("placeholder", "output") or "body" in node.meta or node.target in (DENSITY, GRID)
@@ -53,8 +54,8 @@ def no_dropout(node: fx.Node) -> bool:
 
 
 def _whole_slice(node: fx.Node) -> bool:
-    dim_start_end_step = list(node.args[1:]) + [0, None, None, 1][len(node.args) - 1 :]
-    _, start, end, step = dim_start_end_step
+    given = list(node.args[2:])
+    start, end, step = given + [None, None, 1][len(given) :]
     return bool(start in (0, None) and end in (None, sys.maxsize) and step == 1)
 
 

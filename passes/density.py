@@ -41,7 +41,7 @@ class InsertDensity(Pass):
         graph = program.graph
         grid_nodes = [user for node in graph.find_nodes(op="call_module", target=GRID) for user in node.users]
         with graph.inserting_after(max([program.placeholders[-1], *grid_nodes])):
-            end_of_inputs = graph.call_function(operator.pos, (0,))  # holds the place, so that nodes keep their order
+            end_of_inputs = graph.call_function(operator.pos)  # holds the place, so that nodes keep their order
         with graph.inserting_before(end_of_inputs):
             grid = [emit_size(graph, side) for side in program.grid]
             density = self.mark(graph.create_node("call_module", DENSITY, (place, *grid), name="density"), place)

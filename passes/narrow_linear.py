@@ -76,15 +76,15 @@ class NarrowLinear(Pass):
 
     def rewrite(self, program: Program, place: Fused) -> None:
         graph, linear = place.graph, place.linear
-        tensors: list[Any] = list(linear.args)
+        given = dict(zip(("input", "weight", "bias"), linear.args, strict=False)) | linear.kwargs
         made: dict[fx.Node, fx.Node] = {}
         with graph.inserting_before(linear):
             rows = [
-                self.make(graph, aten.slice.Tensor, (t, 0, place.start, place.end), linear)
-                for t in tensors[1:]
-                if t is not None
+                self.make(graph, aten.slice.Tensor, (given[name], 0, place.start, place.end), linear)
+                for name in ("weight", "bias")
+                if given.get(name) is not None
             ]
-            made[linear] = self.make(graph, aten.linear.default, (tensors[0], *rows), linear)
+            made[linear] = self.make(graph, aten.linear.default, (given["input"], *rows), linear)
         for part in place.parts:
             units, source = (place.end - place.start) // part.rows, linear
             for step, split in part.steps:
@@ -153,7 +153,7 @@ def _pieces(user: fx.Node, axis: int) -> list[tuple[fx.Node, int, int, bool]] | 
     args: Any = user.args
     size, rank = shape_of(source)[axis], len(shape_of(source))
     at = _DIM_AT.get(user.target)
-    if at is None or not isinstance(size, int) or int(args[at] if len(args) > at else 0) % rank != axis:
+    if at is None or user.kwargs or not isinstance(size, int) or int(args[at] if len(args) > at else 0) % rank != axis:
         return None
     if user.target == aten.select.int:
         index = int(args[2]) % size
