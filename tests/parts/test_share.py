@@ -41,7 +41,7 @@ def test_places_are_told_by_name() -> None:
     first, other, third = (sketch(aten.neg.default, x) for _ in range(3))
     sketch.done(first, other, third)
     (place,) = Share().match(sketch.program())
-    assert place == Twins(first, (other, third))
+    assert place == Twins(first, (other, third)) and hash(place) == hash(Twins(first, (other, third)))
     assert Share().describe(place) == "neg_default and neg_default_1, neg_default_2"
 
 
