@@ -10,18 +10,19 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from sparsify.program import Body, Program
+from sparsify.passes import InsertDensity
+from sparsify.program import DENSITY, Body, Program
 from sparsify.shapes import annotate, new_size, size_of
 
 aten = torch.ops.aten
 
 
 class Sketch:
-    """A graph with a shape environment of its own."""
+    """A graph with a shape environment of its own, or that of another: what operators yield is then known from there."""
 
-    def __init__(self) -> None:
-        self.env = ShapeEnv()
-        self.mode = FakeTensorMode(shape_env=self.env)
+    def __init__(self, like: Sketch | None = None) -> None:
+        self.env = ShapeEnv() if like is None else like.env
+        self.mode = FakeTensorMode(shape_env=self.env) if like is None else like.mode
         self.graph = fx.Graph()
 
     def size(self, hint: int) -> Any:
@@ -96,6 +97,8 @@ class _Model(fx.Interpreter):
         return self._attributes[target]
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target == DENSITY:
+            return self._attributes[DENSITY]
         if target in self._program.prompts:
             return _Body(self._program.prompts[target], "", self._attributes).run(*args)
         body = self._program.bodies[next(node for node in self._program.all_block_nodes if node.target == target).meta["body"]]
@@ -112,7 +115,10 @@ class _Body(fx.Interpreter):
 
 
 def run_program(program: Program, *values: Any, **attributes: Any) -> Any:
-    """What a program yields, its blocks and prompt graphs included; ``attributes`` by their names in the model, with ``__`` for a dot."""
+    """What a program yields, its blocks and prompt graphs included; ``attributes`` by their names in the model, with ``__`` for a dot.
+
+    The pooled grid is the attribute ``sparsify_density``.
+    """
     known = {name.replace("__", "."): value for name, value in attributes.items()}
     return _Model(program, known | program.constants).run(*values)
 
@@ -120,3 +126,28 @@ def run_program(program: Program, *values: Any, **attributes: Any) -> Any:
 def targets(graph: fx.Graph) -> list[Any]:
     """What the nodes call, in order."""
     return [node.target for node in graph.nodes if node.op == "call_function"]
+
+
+def dense_program(body: Body, *, blocks: int = 1, before: int = 0, after: int = 0, density: Any = None, **options: Any) -> Program:
+    """Blocks in a row on the tokens of an image of 3 by 5, with so many rows of text before and behind them.
+
+    Its inputs are ``image`` (2, 4, height, width), ``time`` (2,) and, where there are such rows, ``text`` (2, rows, 4). A
+    block with a second input is given a table with a row for every token of the image.
+    """
+    outer = Sketch()
+    h, w = outer.size(3), outer.size(5)
+    image, time = outer.input("image", 2, 4, h, w), outer.input("time", 2)
+    text = outer.input("text", 2, before + after, 4) if before + after else None
+    x = outer(aten.transpose.int, outer(aten.flatten.using_ints, image, 2), 1, 2)
+    if text is not None:
+        rows = [outer(aten.slice.Tensor, text, 1, *ends) for ends in ((0, before), (before, before + after)) if ends[0] < ends[1]]
+        x = outer(aten.cat.default, [*rows[: before > 0], x, *rows[before > 0 :]], 1)
+    table = [outer(aten.flatten.using_ints, outer(aten.select.int, image, 0, 0), 1)] if len(body.placeholders) > 1 else []
+    table = [outer(aten.transpose.int, node, 0, 1) for node in table]
+    for index in range(blocks):
+        x = outer.block(f"blocks.{index}", body, x, *table)
+    outer.done(x)
+    program = outer.program(body, **({"grid": (size_of(h), size_of(w)), "timestep": time.name} | options))
+    if density is not None:
+        assert InsertDensity(density).run(program) == 1
+    return program
