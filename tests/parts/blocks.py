@@ -14,7 +14,7 @@ from torch import fx
 from sparsify.attention import SDPA
 from sparsify.program import Body
 
-from .hand_made import Sketch, aten
+from .hand_made import Sketch, aten, kept_sizes
 
 Then = Callable[[Sketch, fx.Node], fx.Node]
 
@@ -34,10 +34,12 @@ def attend(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return queries + 0.2 * queries.tanh() @ (keys.sin().mT @ keys.cos())
 
 
-def block(then: Then | None = None, *, hint: int = 15, name: str = "block0", attends: bool = True, moves: bool = True, **options: Any) -> Body:
+def block(
+    then: Then | None = None, *, hint: int = 15, name: str = "block0", attends: bool = True, moves: bool = True, **options: Any
+) -> Body:
     """A block with attention (or ``neg`` if it has none), and what ``then`` makes of its result."""
-    sketch = Sketch()
-    tokens = sketch.size(hint) if moves else hint
+    first, tokens = kept_sizes(hint)
+    sketch, tokens = Sketch(first), tokens if moves else hint
     x = sketch.input("x", 2, tokens, 4)
     made = attention(sketch, x, **options) if attends else sketch(aten.neg.default, x)
     return sketch.body(name, then(sketch, made) if then is not None else made, moving=[tokens] if moves else ())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
+import pytest
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from sparsify.passes import InsertDensity
+from sparsify.passes import InsertDensity, density, split
 from sparsify.program import DENSITY, Body, Program
 from sparsify.shapes import annotate, new_size, size_of
 
@@ -75,9 +77,7 @@ class Sketch:
         given: dict[str, Any] = {"constants": {}, "paths": paths} | options
         nothing = cast(Any, None)
         by_name = {body.name: body for body in bodies}
-        return Program(
-            self.graph, bodies=by_name, call=nothing, output_spec=nothing, shape_env=self.env, **given
-        )
+        return Program(self.graph, bodies=by_name, call=nothing, output_spec=nothing, shape_env=self.env, **given)
 
 
 def run(graph: fx.Graph, *values: Any, **attributes: torch.Tensor) -> Any:
@@ -102,7 +102,9 @@ class _Model(fx.Interpreter):
         if target in self._program.prompts:
             return _Body(self._program.prompts[target], "", self._attributes).run(*args)
         body = self._program.bodies[next(node for node in self._program.all_block_nodes if node.target == target).meta["body"]]
-        return _Body(body.graph, f"{target}.", {**self._attributes, **{f"{target}.{k}": v for k, v in body.constants.items()}}).run(*args)
+        return _Body(
+            body.graph, f"{target}.", {**self._attributes, **{f"{target}.{k}": v for k, v in body.constants.items()}}
+        ).run(*args)
 
 
 class _Body(fx.Interpreter):
@@ -128,19 +130,45 @@ def targets(graph: fx.Graph) -> list[Any]:
     return [node.target for node in graph.nodes if node.op == "call_function"]
 
 
-def dense_program(body: Body, *, blocks: int = 1, before: int = 0, after: int = 0, density: Any = None, **options: Any) -> Program:
+@functools.cache
+def kept_sizes(*hints: int, role: str = "block") -> tuple[Any, ...]:
+    """A sketch of these sizes and the sizes, the same for all who ask: what operators make of them is then known.
+
+    Blocks and the graph around them have sizes of their own, by their ``role``.
+    """
+    sketch = Sketch()
+    return sketch, *map(sketch.size, hints)
+
+
+@pytest.fixture(autouse=True)
+def shared_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For modules that import it: sizes that passes make are the same in all tests, so that what operators yield is known from earlier ones."""
+    for module in (density, split):
+        monkeypatch.setattr(module, "new_size", _shared_size)
+
+
+@functools.cache
+def _shared_size(env: ShapeEnv, name: str, hint: int) -> Any:
+    return new_size(env, name, hint)
+
+
+def dense_program(
+    body: Body, *, blocks: int = 1, before: int = 0, after: int = 0, schedule: Any = None, **options: Any
+) -> Program:
     """Blocks in a row on the tokens of an image of 3 by 5, with so many rows of text before and behind them.
 
     Its inputs are ``image`` (2, 4, height, width), ``time`` (2,) and, where there are such rows, ``text`` (2, rows, 4). A
     block with a second input is given a table with a row for every token of the image.
     """
-    outer = Sketch()
-    h, w = outer.size(3), outer.size(5)
+    first, h, w = kept_sizes(3, 5, role="outer")
+    outer = Sketch(first)
     image, time = outer.input("image", 2, 4, h, w), outer.input("time", 2)
     text = outer.input("text", 2, before + after, 4) if before + after else None
     x = outer(aten.transpose.int, outer(aten.flatten.using_ints, image, 2), 1, 2)
     if text is not None:
-        rows = [outer(aten.slice.Tensor, text, 1, *ends) for ends in ((0, before), (before, before + after)) if ends[0] < ends[1]]
+        rows = [
+            outer(aten.slice.Tensor, text, 1, *ends) for ends in ((0, before), (before, before + after)) if ends[0] < ends[1]
+        ]
         x = outer(aten.cat.default, [*rows[: before > 0], x, *rows[before > 0 :]], 1)
     table = [outer(aten.flatten.using_ints, outer(aten.select.int, image, 0, 0), 1)] if len(body.placeholders) > 1 else []
     table = [outer(aten.transpose.int, node, 0, 1) for node in table]
@@ -148,6 +176,6 @@ def dense_program(body: Body, *, blocks: int = 1, before: int = 0, after: int = 
         x = outer.block(f"blocks.{index}", body, x, *table)
     outer.done(x)
     program = outer.program(body, **({"grid": (size_of(h), size_of(w)), "timestep": time.name} | options))
-    if density is not None:
-        assert InsertDensity(density).run(program) == 1
+    if schedule is not None:
+        assert InsertDensity(schedule).run(program) == 1
     return program

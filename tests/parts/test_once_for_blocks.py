@@ -11,7 +11,7 @@ from torch import fx
 from sparsify.passes import OnceForBlocks
 from sparsify.program import Body, Program
 
-from .hand_made import Sketch, run_program, targets
+from .hand_made import Sketch, kept_sizes, run_program, targets
 
 aten = torch.ops.aten
 WEIGHTS = {f"blocks__{index}__w": torch.randn(4, 4) for index in range(3)}
@@ -20,8 +20,8 @@ X, C, D = torch.randn(2, 5, 4), torch.randn(2, 4), torch.randn(2, 4)
 
 def block(name: str = "block0", of: Any = aten.tanh.default, *more: Any) -> Body:
     """``x + linear(tanh(c), w) + relu(d)``, with an attribute ``w`` of its own."""
-    sketch = Sketch()
-    tokens = sketch.size(5)
+    first, tokens = kept_sizes(5)
+    sketch = Sketch(first)
     x, c, d = sketch.input("x", 2, tokens, 4), sketch.input("c", 2, 4), sketch.input("d", 2, 4)
     made = sketch(aten.linear.default, sketch(of, c, *more), sketch.attribute("w", 4, 4))
     for part in (made, sketch(aten.relu.default, d)):
@@ -31,8 +31,9 @@ def block(name: str = "block0", of: Any = aten.tanh.default, *more: Any) -> Body
 
 def chain(*bodies: Body, same: bool = True, **options: Any) -> Program:
     """Blocks in a row; all are given ``c``, and ``d`` where it is the ``same``, or else what comes from each block's number."""
-    outer = Sketch()
-    x, c, d = outer.input("x", 2, outer.size(5), 4), outer.input("c", 2, 4), outer.input("d", 2, 4)
+    first, tokens = kept_sizes(5, role="outer")
+    outer = Sketch(first)
+    x, c, d = outer.input("x", 2, tokens, 4), outer.input("c", 2, 4), outer.input("d", 2, 4)
     for index, body in enumerate(bodies):
         own = d if same else outer(aten.mul.Tensor, d, index + 2)
         x = outer.block(f"blocks.{index}", body, x, c, own)

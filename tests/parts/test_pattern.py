@@ -141,7 +141,10 @@ def miss(matched: int, kinship: int, reason: str) -> Miss:
         ([None, None], None),
         ([miss(1, 0, "why"), None], "matched 1 of 5 operators of the pattern: why, in graph0"),
         ([miss(1, 9, "less"), miss(2, 0, "more")], "matched 2 of 5 operators of the pattern: more, in graph1"),
-        ([miss(2, 1, "strange"), miss(2, 3, "akin"), miss(2, 2, "less")], "matched 2 of 5 operators of the pattern: akin, in graph1"),
+        (
+            [miss(2, 1, "strange"), miss(2, 3, "akin"), miss(2, 2, "less")],
+            "matched 2 of 5 operators of the pattern: akin, in graph1",
+        ),
         ([miss(0, 0, "nowhere")], "matched 0 of 5 operators of the pattern: nowhere"),
         ([None, miss(0, 2, "akin")], "matched 0 of 5 operators of the pattern: akin, in graph1"),
     ],

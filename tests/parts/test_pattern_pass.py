@@ -171,6 +171,8 @@ def test_a_pattern_is_traced_once() -> None:
 def test_both_functions_are_asked_for(missing: str) -> None:
     half = type("Half", (PatternPass,), {"name": "half", "pattern": torch.neg, "replacement": torch.neg} | {missing: None})
     delattr(half, missing)
-    half = type("Half", (PatternPass,), {key: value for key, value in vars(half).items() if key in ("name", "pattern", "replacement")})
+    half = type(
+        "Half", (PatternPass,), {key: value for key, value in vars(half).items() if key in ("name", "pattern", "replacement")}
+    )
     with pytest.raises(TypeError, match=f"abstract method '?{missing}"):
         half()

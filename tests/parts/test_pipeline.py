@@ -121,7 +121,11 @@ def test_times_of_passes_and_of_the_verifier_are_kept(program: Any) -> None:
     pipeline.run(program)
     # The clock shows 0, 1, 4, 9, 16, ...: four readings for each pass.
     assert [(run.seconds, run.verify_seconds) for run in program.runs] == [(1, 5), (9, 13), (17, 21)]
-    assert [(run.text, run.places) for run in program.runs] == [("nothing{places=2}", 2), ("failing{places=0}", 0), ("nothing{places=1}", 1)]
+    assert [(run.text, run.places) for run in program.runs] == [
+        ("nothing{places=2}", 2),
+        ("failing{places=0}", 0),
+        ("nothing{places=1}", 1),
+    ]
     assert pipeline.timings == {"nothing": 1 + 5 + 17 + 21, "failing": 9 + 13}
 
 
@@ -235,11 +239,24 @@ def test_every_part_of_a_plan_starts_where_its_blocks_do() -> None:
 def test_own_passes_come_between_those_of_the_plan_and_the_savings() -> None:
     savings = ["share", "once-for-blocks"]
     names = [each.name for each in pipeline_of(Plan(PARTS[:1], ""), savings, [Nothing()])]
-    assert names == ["fuse-attention", "density", "pool-attention", "sparse-dense", "nothing", "once-for-blocks", "share", "cleanup"]
+    assert names == [
+        "fuse-attention",
+        "density",
+        "pool-attention",
+        "sparse-dense",
+        "nothing",
+        "once-for-blocks",
+        "share",
+        "cleanup",
+    ]
     assert str(pipeline_of(Plan(PARTS[:1], ""), [])).endswith("recover=1},cleanup")
 
 
 def test_own_passes_alone_are_followed_by_savings() -> None:
     dense = Plan((Part(Policy.dense(), 0, 4),), "")
-    assert [each.name for each in pipeline_of(dense, passes=[Nothing()])] == ["nothing", *(each.name for each in SAVINGS), "cleanup"]
+    assert [each.name for each in pipeline_of(dense, passes=[Nothing()])] == [
+        "nothing",
+        *(each.name for each in SAVINGS),
+        "cleanup",
+    ]
     assert pipeline_of(dense).passes == ()

@@ -10,13 +10,13 @@ import torch
 from torch import fx
 
 from sparsify import Density
-from sparsify.passes.places import grids_of, refusal_to_drop, refusal_to_regroup, sides_of
+from sparsify.passes.places import grids_of, refusal_to_drop, sides_of
 from sparsify.passes.split import split_queries_from_keys
 from sparsify.program import Body, Program
 from sparsify.shapes import size_of
 
 from .blocks import attention, block, counted, cumulated, squared
-from .hand_made import Sketch, dense_program
+from .hand_made import Sketch, dense_program, shared_sizes  # noqa: F401
 
 aten = torch.ops.aten
 POOLED = Density.table({0: (3, 4), 500: (2, 3)})
@@ -33,7 +33,7 @@ def give(program: Program, node: fx.Node, tokens: Any) -> None:
 
 def pooled(density: Density = POOLED) -> Program:
     """The second of two blocks sees pooled tokens."""
-    program = dense_program(block(), blocks=2, density=density)
+    program = dense_program(block(), blocks=2, schedule=density)
     h, w = (node.meta["val"] for node in program.pooled_nodes)
     give(program, program.block_nodes[1], h * w)
     return program
@@ -52,7 +52,7 @@ def test_dense_and_pooled_tokens_lie_on_their_grids() -> None:
 @pytest.mark.parametrize("density", [None, POOLED])
 @pytest.mark.parametrize("more", [1, -1, 7])
 def test_other_numbers_of_tokens_are_no_grid(more: int, density: Density | None) -> None:
-    program = dense_program(block(), density=density)
+    program = dense_program(block(), schedule=density)
     h, w = program.placeholders[0].meta["val"].shape[2:]
     give(program, program.block_nodes[0], h * w + more)
     assert grids_of(program, program.block_nodes[0]) == []
@@ -60,7 +60,7 @@ def test_other_numbers_of_tokens_are_no_grid(more: int, density: Density | None)
 
 @pytest.mark.parametrize("more", [1, -1])
 def test_text_beside_pooled_tokens_is_no_grid(more: int) -> None:
-    program = dense_program(block(), density=POOLED)
+    program = dense_program(block(), schedule=POOLED)
     h, w = (node.meta["val"] for node in program.pooled_nodes)
     give(program, program.block_nodes[0], h * w + more)
     assert grids_of(program, program.block_nodes[0]) == []
@@ -151,7 +151,12 @@ def odd(*more: str, axis: int = 1) -> Program:
     """One block with inputs beside its tokens."""
     inner, outer = Sketch(), Sketch()
     tokens, all_tokens = inner.size(15), outer.size(15)
-    shapes = {"tokens": lambda n: (2, n, 4), "table": lambda n: (n, 4), "twice": lambda n: (2 * n, 4), "further": lambda n: (n + 1,)}
+    shapes = {
+        "tokens": lambda n: (2, n, 4),
+        "table": lambda n: (n, 4),
+        "twice": lambda n: (2 * n, 4),
+        "further": lambda n: (n + 1,),
+    }
     if axis == 0:
         shapes["tokens"] = lambda n: (n, 2, 4)
     args, x = [], None
@@ -164,7 +169,9 @@ def odd(*more: str, axis: int = 1) -> Program:
             x = x or node
             args.append(outer.input(name, *shapes[name](all_tokens)))
     assert x is not None
-    body = inner.body("block0", attention(inner, x) if axis == 1 else inner(aten.neg.default, x), moving=[tokens], token_axis=axis)
+    body = inner.body(
+        "block0", attention(inner, x) if axis == 1 else inner(aten.neg.default, x), moving=[tokens], token_axis=axis
+    )
     outer.done(outer.block("blocks.0", body, *args))
     return outer.program(body, grid=(size_of(all_tokens),))
 
@@ -201,7 +208,6 @@ def test_blocks_with_keys_of_their_own_are_no_list() -> None:
     program.block_nodes[0].args *= 2
     assert body.twins
     assert drop(program) == "blocks.0: it does not take its tokens as one list"
-    assert refusal_to_regroup(program, program.block_nodes[0]) == "its queries and keys are different tokens"
 
 
 def between(program: Program, replace: bool) -> fx.Node:
@@ -252,83 +258,3 @@ def _item(outer: Sketch, call: fx.Node, index: int) -> fx.Node:
 @pytest.mark.parametrize(("read", "reason"), [(True, None), (False, "nothing reads the tokens of blocks.0")])
 def test_somebody_must_read_the_tokens(read: bool, reason: str | None) -> None:
     assert drop(two_results(read)) == reason
-
-
-# --- regrouping tokens -----------------------------------------------------------------------------------------------------
-
-
-def regroup(body: Body) -> str | None:
-    program = dense_program(body)
-    return refusal_to_regroup(program, program.block_nodes[0])
-
-
-def test_attention_among_the_tokens_alone_may_be_regrouped() -> None:
-    assert regroup(block(softmax=True)) is None
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        (lambda: block(softmax=True, is_causal=True), "is causal"),
-        (lambda: block(squared), "has a row and a column per token"),
-        (block, "no attention over the trunk's tokens was recognised"),
-    ],
-)
-def test_attention_that_is_not_plain_is_refused(body: Any, reason: str) -> None:
-    assert reason in str(regroup(body()))
-
-
-def with_attention(build: Any) -> str | None:
-    sketch = Sketch()
-    tokens = sketch.size(15)
-    x = sketch.input("x", 2, tokens, 4)
-    return regroup(sketch.body("block0", build(sketch, x), moving=[tokens]))
-
-
-SDPA = aten.scaled_dot_product_attention.default
-
-
-def masked(sketch: Sketch, x: fx.Node) -> fx.Node:
-    return sketch(SDPA, x, x, x, sketch(aten.sum.dim_IntList, sketch(aten.transpose.int, x, 1, 2), [1], True))
-
-
-def longer(queries: bool, keys: bool) -> Any:
-    """Queries or keys have one row more than there are tokens."""
-
-    def build(sketch: Sketch, x: fx.Node) -> fx.Node:
-        more = sketch(aten.cat.default, [x, sketch(aten.slice.Tensor, x, 1, 0, 1)], 1)
-        made = sketch(SDPA, more if queries else x, more if keys else x, more if keys else x)
-        return sketch(aten.slice.Tensor, made, 1, 0, sketch(aten.sym_size.int, x, 1)) if queries else made
-
-    return build
-
-
-def test_a_mask_is_refused_by_name() -> None:
-    assert with_attention(masked) == "scaled_dot_product_attention_default has the mask sum_dim_int_list"
-
-
-@pytest.mark.parametrize(("queries", "keys"), [(True, False), (False, True), (True, True)])
-def test_other_tokens_among_queries_or_keys_are_refused(queries: bool, keys: bool) -> None:
-    want = "scaled_dot_product_attention_default joins other tokens to those of the grid"
-    assert with_attention(longer(queries, keys)) == want
-
-
-@pytest.mark.parametrize("heads", [1, 2])
-def test_heads_are_no_tokens(heads: int) -> None:
-    def build(sketch: Sketch, x: fx.Node) -> fx.Node:
-        q = sketch(aten.expand.default, sketch(aten.unsqueeze.default, x, 1), [2, heads, -1, 4])
-        return sketch(aten.sum.dim_IntList, sketch(SDPA, q, q, q), [1])
-
-    assert with_attention(build) is None
-
-
-def test_tokens_with_sides_of_their_own_are_refused() -> None:
-    sketch = Sketch()
-    sides = sketch.size(3), sketch.size(5)
-    x = sketch.input("x", 2, sides[0] * sides[1], 4)
-    for side in sides:
-        sketch.number("side", side)
-    body = sketch.body("block0", attention(sketch, x), moving=sides)
-    program = dense_program(block())
-    program.bodies["block0"] = body
-    assert refusal_to_regroup(program, program.block_nodes[0]) == "it does not take its tokens as one list"

@@ -15,7 +15,7 @@ from sparsify.passes.prompt_once import latent_inputs
 from sparsify.program import Body, Program
 from sparsify.shapes import size_of
 
-from .hand_made import Sketch, run_program, targets
+from .hand_made import Sketch, kept_sizes, run_program, targets
 
 aten = torch.ops.aten
 Build = Callable[[Sketch, fx.Node], Any]
@@ -26,17 +26,17 @@ WEIGHTS = {name: torch.randn(4, 4) for name in ("w", "blocks__0__w", "blocks__1_
 
 def plain_body() -> Body:
     """``x + text.mean``, with nothing that is worth keeping."""
-    sketch = Sketch()
-    tokens = sketch.size(15)
-    x, text = sketch.input("x", 2, tokens, 4), sketch.input("text", 2, sketch.size(6), 4)
+    first, tokens, words = kept_sizes(15, 6)
+    sketch = Sketch(first)
+    x, text = sketch.input("x", 2, tokens, 4), sketch.input("text", 2, words, 4)
     return sketch.body("block0", sketch(aten.add.Tensor, x, sketch(aten.mean.dim, text, [1], True)), moving=[tokens])
 
 
 def keys_body(*more: str) -> Body:
     """``x + mean(tanh(text) w)``, and values of the text that hold no product."""
-    sketch = Sketch()
-    tokens = sketch.size(15)
-    x, text = sketch.input("x", 2, tokens, 4), sketch.input("text", 2, sketch.size(6), 4)
+    first, tokens, words = kept_sizes(15, 6)
+    sketch = Sketch(first)
+    x, text = sketch.input("x", 2, tokens, 4), sketch.input("text", 2, words, 4)
     keys = sketch(aten.linear.default, sketch(aten.tanh.default, text), sketch.attribute("w", 4, 4))
     if "size" in more:
         keys = sketch(aten.add.Tensor, keys, sketch(aten.sym_size.int, text, 1))
@@ -53,10 +53,10 @@ def nothing(sketch: Sketch, text: fx.Node) -> Any:
 
 def model(body: Body, build: Build = nothing, **options: Any) -> Program:
     """Two blocks on an image's tokens; ``build`` makes of the text what they are given, or that and results of the model."""
-    outer = Sketch()
-    h, w = outer.size(3), outer.size(5)
+    first, h, w, s = kept_sizes(3, 5, 6, role="outer")
+    outer = Sketch(first)
     image, time = outer.input("image", 2, 4, h, w), outer.input("time", 2)
-    text, words = outer.input("text", 2, s := outer.size(6), 4), outer.input("words", 2, s, 4)
+    text, words = outer.input("text", 2, s, 4), outer.input("words", 2, s, 4)
     outer.words, outer.time, outer.image = words, time, image  # type: ignore[attr-defined]
     made = build(outer, text)
     given, *results = made if isinstance(made, tuple) else (made,)
@@ -204,7 +204,16 @@ def returned(*steps: Any) -> Build:
         (((aten.unsqueeze.default, (0,)), (aten.tanh.default, ())), True),
         (((aten.mul.Tensor, (1,)),), False),
     ],
-    ids=["itself", "a view", "a part", "the same dtype", "maybe itself", "something new", "something new of a view", "what may do nothing"],
+    ids=[
+        "itself",
+        "a view",
+        "a part",
+        "the same dtype",
+        "maybe itself",
+        "something new",
+        "something new of a view",
+        "what may do nothing",
+    ],
 )
 def test_what_the_model_returns_is_its_callers(steps: Any, kept: bool) -> None:
     program = model(plain_body(), returned(*steps))
@@ -277,7 +286,8 @@ def test_numbers_are_no_latents() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"timestep": None}, {"in_place": {"blocks.0": None}}, {"prompts": {"sparsify_prompt_0": fx.Graph()}}, {"paths": []}]
+    "options",
+    [{"timestep": None}, {"in_place": {"blocks.0": None}}, {"prompts": {"sparsify_prompt_0": fx.Graph()}}, {"paths": []}],
 )
 def test_without_what_tells_the_prompt_nothing_is_split_off(options: dict[str, Any]) -> None:
     program = model(keys_body(), **options)

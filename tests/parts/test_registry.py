@@ -134,7 +134,11 @@ def test_a_registered_pass_that_its_package_offers_too_is_one(offer: Callable[..
 @pytest.mark.parametrize(
     ("points", "registered", "message"),
     [
-        ([("twice", "Offered"), ("twice", "Nameless")], None, r"'twice' is taken 2 times: by .*:Offered \(.*\) and by .*:Nameless"),
+        (
+            [("twice", "Offered"), ("twice", "Nameless")],
+            None,
+            r"'twice' is taken 2 times: by .*:Offered \(.*\) and by .*:Nameless",
+        ),
         ([("share", "Offered")], None, r"'share' is taken 2 times: by .*share:Share and by .*:Offered \(an unknown package\)"),
         ([("offered", "Nameless")], Offered, r"'offered' is taken 2 times: by .*:Offered and by .*:Nameless"),
         ([("other", "Offered")], None, r"the pass 'other', .*:Offered of an unknown package, calls itself 'offered'"),

@@ -13,14 +13,14 @@ from sparsify.passes.separate import refusal_to_separate, separated
 from sparsify.program import Body, Program
 
 from .blocks import block, counted, cumulated, squared
-from .hand_made import dense_program
+from .hand_made import dense_program, shared_sizes  # noqa: F401
 
 POOLED = Density.constant(grid=(2, 3))
 MIXED = "something besides attention mixes tokens"
 
 
 def program_of(body: Body, density: Density = POOLED) -> Program:
-    return dense_program(body, density=density)
+    return dense_program(body, schedule=density)
 
 
 def refusal(body: Body, crosses: bool = True, density: Density = POOLED) -> str | None:
@@ -82,7 +82,7 @@ def test_sizes_that_its_code_does_not_take_are_refused(density: Density, refused
 
 
 def test_the_answer_is_kept_for_each_use_of_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = dense_program(block(), blocks=2, density=POOLED)
+    program = dense_program(block(), blocks=2, schedule=POOLED)
     asked: list[str] = []
     monkeypatch.setattr(separate, "refusal_to_mix", lambda body: asked.append(body.name) or f"reason {len(asked)}")
     answers = [refusal_to_separate(program, node, crosses, "p") for crosses in (True, False) for node in program.block_nodes]
@@ -91,7 +91,7 @@ def test_the_answer_is_kept_for_each_use_of_a_body(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_attention_both_uses_are_one() -> None:
-    program = dense_program(block(attends=False), density=POOLED)
+    program = dense_program(block(attends=False), schedule=POOLED)
     for crosses in (True, False):
         assert refusal_to_separate(program, program.block_nodes[0], crosses, "p") is None
     assert program.probes == {"block0": None} and set(program.bodies) == {"block0"}

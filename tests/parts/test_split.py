@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from typing import Any
 
@@ -13,107 +12,15 @@ from torch.nn import functional as F
 
 from sparsify.attention import SDPA
 from sparsify.errors import RewriteError
-from sparsify.passes import split as split_module
-from sparsify.passes.split import split_queries_from_keys
-from sparsify.program import Body
-from sparsify.shapes import new_size, shape_of, size_of
+from sparsify.shapes import shape_of, size_of
 
-from .hand_made import Sketch, run, targets
-
-aten = torch.ops.aten
-CHOSEN = (0, 2, 3)
-Axes = tuple[int, ...]
-
-
-@functools.cache
-def _first(hint: int) -> tuple[Sketch, Any]:
-    """Whose sizes all blocks of a kind have: what attention of open sizes yields takes long to find out."""
-    sketch = Sketch()
-    return sketch, sketch.size(hint)
-
-
-@pytest.fixture(autouse=True)
-def _sizes_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These are the same for all blocks too."""
-    monkeypatch.setattr(split_module, "new_size", _new_size)
-
-
-@functools.cache
-def _new_size(env: Any, name: str, hint: int) -> Any:
-    return new_size(env, name, hint)
-
-
-class Block:
-    """A block of (2, tokens, 4) in the making; ``axes`` are those of each input that hold tokens, None for a number of them."""
-
-    def __init__(self, hint: int = 5) -> None:
-        first, self.tokens = _first(hint)
-        self.sketch = Sketch(first)
-        self.axes: list[Axes | None] = [(1,)]
-        self.x = self.sketch.input("x", 2, self.tokens, 4, dtype=torch.float64)
-
-    def __call__(self, target: Any, *args: Any, **options: Any) -> fx.Node:
-        return self.sketch(target, *args, **options)
-
-    def input(self, name: str, *shape: Any, axes: Axes = ()) -> fx.Node:
-        self.axes.append(axes)
-        return self.sketch.input(name, *shape, dtype=torch.float64)
-
-    def number(self) -> fx.Node:
-        self.axes.append(None)
-        return self.sketch.number("count", self.tokens)
-
-    def attends(self, *more: Any, key: fx.Node | None = None, **options: Any) -> fx.Node:
-        key = self(aten.sin.default, self.x) if key is None else key
-        return self(SDPA, self(aten.tanh.default, self.x), key, self(aten.cos.default, self.x), *more, **options)
-
-    def body(self, *results: Any, **options: Any) -> Body:
-        return self.sketch.body("block0", *results, moving=[self.tokens], **options)
-
-
-def some(value: Any, axes: Axes | None) -> Any:
-    if axes is None:
-        return len(CHOSEN)
-    for axis in axes:
-        value = value.index_select(axis, torch.tensor(CHOSEN))
-    return value
-
-
-def split(body: Body) -> Body:
-    made = split_queries_from_keys(body, "block0.split", "some-pass")
-    made.graph.lint()
-    return made
-
-
-def inputs_of(block: Block, made: Body, whole: list[Any]) -> list[Any]:
-    few = [some(value, axes) for value, axes in zip(whole, block.axes, strict=True)]
-    for position, level in made.twins:
-        axes = block.axes[position]
-        few.append(some(whole[position], axes[:-1]) if level == "cross" and axes else whole[position])
-    return few
-
-
-def values_of(body: Body, count: int) -> list[Any]:
-    def length(size: Any) -> int:
-        return size if isinstance(size, int) else count
-
-    values = [node.meta["val"] for node in body.placeholders]
-    return [torch.randn([length(size_of(n)) for n in v.shape], dtype=torch.float64) if isinstance(v, torch.Tensor) else count for v in values]
-
-
-def check(block: Block, result: fx.Node, *twins: tuple[int, str]) -> tuple[Body, Body]:
-    """The split block agrees with the block at several numbers of tokens, and has these twins; both are returned."""
-    body = block.body(result)
-    before = targets(body.graph)
-    made = split(body)
-    assert list(made.twins) == list(twins)
-    for count in (5, 8, 4):
-        whole = values_of(body, count)
-        want = run(body.graph, *whole).index_select(1, torch.tensor(CHOSEN))
-        got = run(made.graph, *inputs_of(block, made, whole))
-        assert (got - want).abs().max() < 1e-12
-    assert targets(body.graph) == before, "the block itself stays"
-    return body, made
+from .hand_made import (
+    aten,
+    run,
+    shared_sizes,  # noqa: F401
+    targets,
+)
+from .splitting import Block, check, some, split
 
 
 def test_queries_come_from_some_tokens_and_keys_from_all() -> None:
@@ -233,116 +140,6 @@ def test_blocks_that_mix_nothing_are_refused() -> None:
         split(block.body(block(SDPA, block.x, text, text)))
 
 
-# --- masks -----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("keyword", [True, False])
-def test_a_mask_has_rows_for_queries_and_columns_for_keys(keyword: bool) -> None:
-    block = Block()
-    mask = block(aten.mul.Tensor, block.input("mask", block.tokens, block.tokens, axes=(0, 1)), 2.0)
-    result = block.attends(attn_mask=mask) if keyword else block.attends(mask)
-    check(block, result, (0, "key"), (1, "cross"))
-
-
-def test_a_mask_for_keys_comes_with_them() -> None:
-    block = Block()
-    check(block, block.attends(block.input("mask", 2, 1, block.tokens, axes=(2,))), (0, "key"), (1, "key"))
-
-
-def test_a_mask_of_one_axis_is_for_keys() -> None:
-    block = Block()
-    check(block, block.attends(block.input("mask", block.tokens, axes=(0,))), (0, "key"), (1, "key"))
-
-
-def test_a_mask_for_queries_comes_with_them() -> None:
-    block = Block()
-    check(block, block.attends(block.input("mask", 2, block.tokens, 1, axes=(1,))), (0, "key"))
-
-
-def test_a_mask_that_does_not_move_is_made_once() -> None:
-    block = Block()
-    check(block, block.attends(block.input("mask", 2, 1, 1)), (0, "key"))
-
-
-def test_a_mask_of_a_value_for_each_token_is_made_of_both() -> None:
-    """``|a_i - a_j|``: rows of queries, columns of keys."""
-    block = Block()
-    place = block.input("place", block.tokens, axes=(0,))
-    rows, columns = block(aten.unsqueeze.default, place, 1), block(aten.unsqueeze.default, place, 0)
-    mask = block(aten.abs.default, block(aten.sub.Tensor, rows, columns))
-    _, made = check(block, block.attends(mask), (0, "key"), (1, "key"))
-    assert targets(made.graph).count(aten.unsqueeze.default) == 2
-
-
-TURNS: list[tuple[Any, tuple[Any, ...]]] = [
-    (aten.transpose.int, (1, 2)),
-    (aten.transpose.int, (-1, -2)),
-    (aten.transpose.int, (2, -2)),
-    (aten.permute.default, ([0, 2, 1],)),
-    (aten.permute.default, ([0, -1, -2],)),
-    (aten.mT.default, ()),
-]
-
-
-def square(block: Block) -> fx.Node:
-    return block.input("mask", 2, block.tokens, block.tokens, axes=(1, 2))
-
-
-@pytest.mark.parametrize(("turn", "how"), TURNS)
-def test_a_mask_that_is_turned_twice_is_as_before(turn: Any, how: tuple[Any, ...]) -> None:
-    block = Block()
-    mask = block(turn, block(aten.exp.default, block(turn, square(block), *how)), *how)
-    check(block, block.attends(mask), (0, "key"), (1, "cross"))
-
-
-@pytest.mark.parametrize(("turn", "how"), TURNS)
-def test_a_table_that_is_turned_over_is_refused(turn: Any, how: tuple[Any, ...]) -> None:
-    block = Block()
-    mask = block(turn, square(block), *how)
-    with pytest.raises(RewriteError, match="the table mask is read with its rows for keys and its columns for queries"):
-        split(block.body(block.attends(mask)))
-
-
-def test_a_table_of_two_axes_may_be_turned_by_t() -> None:
-    block = Block()
-    mask = block.input("mask", block.tokens, block.tokens, axes=(0, 1))
-    check(block, block.attends(block(aten.t.default, block(aten.t.default, mask))), (0, "key"), (1, "cross"))
-
-
-@pytest.mark.parametrize(
-    ("turn", "how"), [(aten.transpose.int, (0, 1)), (aten.transpose.int, (-3, -4)), (aten.permute.default, ([1, 0, 2, 3],))]
-)
-def test_turning_other_axes_changes_nothing(turn: Any, how: tuple[Any, ...]) -> None:
-    block = Block()
-    mask = block.input("mask", 2, 1, block.tokens, block.tokens, axes=(2, 3))
-    turned = block(aten.select.int, block(turn, mask, *how), 0, 0)
-    check(block, block.attends(turned), (0, "key"), (1, "cross"))
-
-
-@pytest.mark.parametrize("table", [False, True])
-def test_one_size_stands_for_queries_in_rows_and_for_keys_in_columns(table: bool) -> None:
-    block = Block()
-    mask = block.input("mask", *((block.tokens,) if table else (1,)), block.tokens, axes=(0, 1) if table else (1,))
-    count, batch = block(aten.sym_size.int, block.x, 1), block(aten.sym_size.int, block.x, 0)
-    wide = block(aten.expand.default, mask, [batch, count, count])
-    _, made = check(block, block.attends(wide), (0, "key"), (1, "cross" if table else "key"))
-    (node,) = made.graph.find_nodes(op="call_function", target=aten.expand.default)
-    rows, columns = node.args[1][1:]
-    assert rows is not columns and [size.args[0].name for size in (rows, columns)] == ["x", "x_keys"]
-
-
-@pytest.mark.parametrize("join", [aten.stack.default, aten.cat.default])
-def test_masks_may_be_joined(join: Any) -> None:
-    block = Block()
-    lead = () if join is aten.stack.default else (1,)
-    at = len(lead)
-    one, other = (block.input(name, *lead, block.tokens, block.tokens, axes=(at, at + 1)) for name in ("one", "other"))
-    check(block, block.attends(block(join, [one, other])), (0, "key"), (1, "cross"), (2, "cross"))
-
-
-# --- sizes -----------------------------------------------------------------------------------------------------------------
-
-
 def test_sizes_are_those_of_the_level() -> None:
     block = Block()
     count = block(aten.sym_size.int, block.x, 1)
@@ -350,7 +147,9 @@ def test_sizes_are_those_of_the_level() -> None:
     def again(target: Any) -> fx.Node:
         return block(aten.reshape.default, block(target, block.x), [2, count, 2, 2])
 
-    q, k, v = (block(aten.transpose.int, again(target), 1, 2) for target in (aten.tanh.default, aten.sin.default, aten.cos.default))
+    q, k, v = (
+        block(aten.transpose.int, again(target), 1, 2) for target in (aten.tanh.default, aten.sin.default, aten.cos.default)
+    )
     result = block(aten.reshape.default, block(aten.transpose.int, block(SDPA, q, k, v), 1, 2), [2, count, 4])
     _, made = check(block, result, (0, "key"))
     assert targets(made.graph).count(aten.sym_size.int) == 2

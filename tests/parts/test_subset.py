@@ -13,7 +13,7 @@ from sparsify.passes.subset import subset_as_captured, subset_of
 from sparsify.program import Body, Program
 from sparsify.shapes import size_of
 
-from .hand_made import Sketch, dense_program
+from .hand_made import Sketch, dense_program, shared_sizes  # noqa: F401
 
 aten = torch.ops.aten
 CHOSEN = [1, 2, 5, 11, 17, 22]
@@ -58,7 +58,7 @@ def test_rows_of_text_are_all_taken_and_not_compared(before: int, after: int) ->
 
 
 def test_text_and_tokens_that_the_block_takes_for_one_list_are_one() -> None:
-    body, tokens = listed()
+    body, _tokens = listed()
     program = dense_program(body, before=2)
     subset = subset_of(program, call_of(program), body)
     assert plain(subset) == ({(0, 1): CHOSEN}, [0, 1, 2, 3, 4, 5])
@@ -149,7 +149,7 @@ def test_as_captured_every_other_column_is_taken() -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(2, 0), (0, 3), (2, 3)])
 def test_as_captured_text_is_taken_and_not_compared(before: int, after: int) -> None:
-    body, tokens = listed(before, after)
+    body, _tokens = listed(before, after)
     program = dense_program(body, before=before, after=after)
     subset = subset_as_captured(program, call_of(program), body)
     rows = [*range(before), *(before + i for i in COLUMNS), *range(before + 15, before + 15 + after)]
