@@ -16,7 +16,7 @@ from sparsify.program import Program
 from sparsify.verify import verify
 
 from .blocks import attend, block
-from .hand_made import Sketch, dense_program, run_program, shared_sizes  # noqa: F401
+from .hand_made import Sketch, dense_program, run_program, shared_sizes, targets  # noqa: F401
 
 aten = torch.ops.aten
 DENSE, SPARSE = (3, 5), (2, 3)
@@ -91,6 +91,8 @@ def module(
         ((1, 3, 1), 0, 0),
         ((1, 1, 1), 2, 0),
         ((2, 0, 1), 0, 3),
+        ((2, 0, 2), 1, 0),
+        ((2, 0, 2), 0, 1),
         ((1, 1, 1), 2, 3),
         ((2, 1, 2), 2, 3),
     ],
@@ -111,6 +113,8 @@ def test_a_module_is_what_the_paper_says(counts: tuple[int, int, int], before: i
     dense = module(sequence, sequence.image, counts, restore)
     want = attend(sequence(dense), sequence(dense))
     assert (got - want).abs().max() < 2e-5 * want.abs().max()
+    if before == after == 0:
+        assert not {aten.slice.Tensor, aten.cat.default} & set(targets(program.graph)), "nothing is taken apart"
     bodies = ["block0", *["block0.split"] * counts[0], *["block0"] * counts[1], *["block0.split"] * counts[2], "block0"]
     assert [node.meta["body"] for node in program.block_nodes] == bodies
     assert [node.meta.get("passes") for node in program.block_nodes] == [None, *[("sparse-dense",)] * involved, None]

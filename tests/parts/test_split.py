@@ -177,6 +177,16 @@ def test_a_size_of_something_else_comes_once() -> None:
     assert list(split(body).twins) == [(0, "key")]
 
 
+def test_a_size_that_keys_do_not_have_comes_once() -> None:
+    """Another table follows the tokens with a size of its own, and only queries read it."""
+    block = Block()
+    rows = block.sketch.size(10)
+    table, count = block.sketch.input("table", 2, rows, 4), block.sketch.number("rows", rows)
+    result = block(aten.neg.default, block(aten.reshape.default, table, [2, count, 4]))
+    body = block.sketch.body("block0", block.attends(), result, moving=[block.tokens, rows], updates=[0, 1])
+    assert list(split(body).twins) == [(0, "key")]
+
+
 def test_several_results_are_asked_for_at_the_queries() -> None:
     block = Block()
     text = block.input("text", 2, 3, 4)

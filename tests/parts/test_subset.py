@@ -20,11 +20,11 @@ CHOSEN = [1, 2, 5, 11, 17, 22]
 COLUMNS = [1, 3, 6, 8, 11, 13]  # 1 and 3 of every row of five
 
 
-def listed(before: int = 0, after: int = 0, batch: bool = False) -> tuple[Body, sympy.Symbol]:
+def listed(before: int = 0, after: int = 0) -> tuple[Body, sympy.Symbol]:
     """A block of (2, before + tokens + after, 4), and the symbol for its tokens."""
     sketch = Sketch()
     tokens = sketch.size(15)
-    x = sketch.input("x", sketch.size(2) if batch else 2, tokens + (before + after), 4)
+    x = sketch.input("x", 2, tokens + (before + after), 4)
     if before + after:  # what tells how many of them are the image's
         sketch.input("table", tokens, 4)
     return sketch.body("block0", sketch(aten.neg.default, x), moving=[tokens]), size_of(tokens)
@@ -64,12 +64,38 @@ def test_text_and_tokens_that_the_block_takes_for_one_list_are_one() -> None:
     assert plain(subset) == ({(0, 1): CHOSEN}, [0, 1, 2, 3, 4, 5])
 
 
-def test_an_open_batch_has_two() -> None:
-    body, tokens = listed(batch=True)
-    program = dense_program(body)
-    batch = body.token_node.meta["val"].shape[0]
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_open_batch_has_two(axis: int) -> None:
+    inner, outer = Sketch(), Sketch()
+    (batch, tokens), (all_batches, all_tokens) = ((sketch.size(3), sketch.size(15)) for sketch in (inner, outer))
+    x, y = ((batch, tokens), (all_batches, all_tokens)) if axis == 1 else ((tokens, batch), (all_tokens, all_batches))
+    node = inner.input("x", *x, 4)
+    body = inner.body("block0", inner(aten.neg.default, node), moving=[tokens], token_axis=axis)
+    outer.done(outer.block("blocks.0", body, outer.input("x", *y, 4)))
+    program = outer.program(body, grid=(size_of(all_tokens),))
     subset = subset_of(program, call_of(program), body)
-    assert subset.sizes == {tokens: 24, size_of(batch): 2} and subset.few == {tokens: 6, size_of(batch): 2}
+    assert subset.sizes == {size_of(tokens): 24, size_of(batch): 2}
+    assert subset.few == {size_of(tokens): 6, size_of(batch): 2}
+    assert plain(subset) == ({(0, axis): CHOSEN}, [0, 1, 2, 3, 4, 5])
+    assert subset_as_captured(program, call_of(program), body).sizes == {size_of(tokens): 15, size_of(batch): 3}
+
+
+def test_one_side_of_an_image_is_a_list() -> None:
+    """Attention along the rows of an image; its columns are folded into the batch."""
+    inner, outer = Sketch(), Sketch()
+    h, w = outer.size(3), outer.size(5)
+    rows, tokens = inner.size(6), inner.size(5)
+    node = inner.input("x", rows, tokens, 4)
+    body = inner.body("block0", inner(aten.neg.default, node), moving=[tokens])
+    outer.input("image", 2, 4, h, w)
+    outer.done(outer.block("blocks.0", body, outer.input("x", 2 * h, w, 4)))
+    program = outer.program(body, grid=(size_of(h), size_of(w)))
+    subset = subset_of(program, call_of(program), body)
+    assert subset.sizes == {size_of(tokens): 24, size_of(rows): 2}
+    assert plain(subset) == ({(0, 1): CHOSEN}, [0, 1, 2, 3, 4, 5])
+    captured = subset_as_captured(program, call_of(program), body)
+    assert captured.sizes == {size_of(tokens): 5, size_of(rows): 6} and captured.few == {size_of(tokens): 2, size_of(rows): 6}
+    assert plain(captured) == ({(0, 1): [1, 3]}, [0, 1])
 
 
 class Spread:
