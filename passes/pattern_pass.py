@@ -57,7 +57,7 @@ class PatternPass(Pass):
         remove_dead(place.graph)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache
 def _pattern_of(function: Callable[..., Any]) -> Pattern:
     return Pattern(function)
 
