@@ -12,7 +12,8 @@ from ..errors import PolicyError
 from .base import Pass
 from .registry import pass_named
 
-_ITEM = re.compile(r"([\w-]+)(?:\{([^{}]*)\})?(?:,|$)")
+_ONE = r"([\w-]+)(?:\{([^{}]*)\})?"
+_ITEM = re.compile(_ONE + r"(?:,|$)")
 # How an option of each type is read from text; str() writes it. Other types have a ``parse`` of their own.
 _READERS: dict[object, Callable[[str], Any]] = {
     int: int,
@@ -46,7 +47,7 @@ def read_pass(cls: type[Pass], text: str) -> Pass:
     Raises:
         PolicyError: the text is of another form, or of another pass.
     """
-    match = _ITEM.fullmatch(text)
+    match = re.fullmatch(_ONE, text)
     if match is None or match[1] != cls.name:
         raise PolicyError(f"{text!r} is not like '{cls.name}' or '{cls.name}{{option=value}}'.")
     return _pass_of(cls, match[2] or "")

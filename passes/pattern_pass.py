@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from .base import Pass, remove_dead
 from .pattern import Match, Pattern, Place, explain, find
 
 
-@dataclass(frozen=True)
 class PatternPass(Pass):
     """Replaces, in the outer graph and in every kind of block, what looks like ``pattern`` by ``replacement``.
 
@@ -59,7 +57,7 @@ class PatternPass(Pass):
         remove_dead(place.graph)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache
 def _pattern_of(function: Callable[..., Any]) -> Pattern:
     return Pattern(function)
 

@@ -80,7 +80,7 @@ class PoolAttention(Pass):
         # Attention with all logits equal: softmax of the mask alone; where nothing is allowed 0, as attention gives there.
         weights = self.make(graph, aten._safe_softmax.default, (mask, -1), attention.node)
         value = attention.value
-        if attention.shares_values and shape_of(weights)[-3] != 1:
+        if attention.shares_values and shape_of(weights)[-3:-2] not in ((), (1,)):  # a row of weights for each head
             repeats = int(shape_of(attention.query)[-3]) // int(shape_of(value)[-3])
             value = self.make(graph, aten.repeat_interleave.self_int, (value, repeats, -3), attention.node)
         return self.make(graph, aten.matmul.default, (weights, value), attention.node)

@@ -84,6 +84,4 @@ def _hashable(argument: Any, numbers: Mapping[fx.Node, int]) -> Any:
         return tuple(_hashable(item, numbers) for item in argument)
     if isinstance(argument, dict):
         return tuple((key, _hashable(argument[key], numbers)) for key in sorted(argument))
-    if isinstance(argument, slice):
-        return ("slice", *(_hashable(item, numbers) for item in (argument.start, argument.stop, argument.step)))
     return (type(argument), repr(argument))  # 1, 1.0 and True are not equal here, nor are 0.0 and -0.0

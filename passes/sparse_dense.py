@@ -160,7 +160,7 @@ class SparseDense(Pass):
     def _with_text_of(self, levels: Levels, latest: fx.Node, tokens: fx.Node) -> fx.Node:
         """The image's rows of ``tokens``, at whichever level, beside the text that has come along in ``latest``."""
         place = next(iter(levels.layout(latest)), None)
-        if place is None or (place.before == 0 and place.after == 0):
+        if place is None:
             return tokens
         parts = self._parts(levels, latest, place)
         parts[1] = self._parts(levels, tokens, next(iter(levels.layout(tokens))))[1]

@@ -95,6 +95,8 @@ def _difference(source: str, code: str) -> tuple[int, str, str]:
     before, after = source.splitlines(), code.splitlines()
     for tag, i, i_end, j, j_end in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         if tag != "equal":
+            while i + 1 < i_end and not before[i].strip():  # with a decorator go the blank lines in front of it
+                i += 1
             return i + 1, _tidy(before[i]) if i < i_end else "", _tidy(after[j]) if j < j_end else ""
     return 0, "", ""
 
