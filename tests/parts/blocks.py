@@ -14,7 +14,8 @@ from torch import fx
 from sparsify.attention import SDPA
 from sparsify.program import Body
 
-from .hand_made import Sketch, aten, kept_sizes
+from .shared import kept_sizes
+from .sketch import Sketch, aten
 
 Then = Callable[[Sketch, fx.Node], fx.Node]
 

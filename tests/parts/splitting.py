@@ -12,7 +12,8 @@ from sparsify.passes.split import split_queries_from_keys
 from sparsify.program import Body
 from sparsify.shapes import size_of
 
-from .hand_made import Sketch, aten, kept_sizes, run, targets
+from .shared import kept_sizes
+from .sketch import Sketch, aten, run, targets
 
 CHOSEN = (0, 2, 3)
 Axes = tuple[int, ...]

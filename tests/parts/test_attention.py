@@ -28,31 +28,28 @@ from sparsify.attention import (
     unrecognised_mixing,
 )
 from sparsify.program import Body
-from sparsify.shapes import annotate
 
-from .graphs import Sizes, body_of, call, expr
-
-aten = torch.ops.aten
+from .sketch import Sketch, aten, expr
 
 
 class Made:
     """A body of tokens (2, n, 8), a text (2, m, 8), a table (n, 8), a vector (2, 8), their number and a square (n, n)."""
 
     def __init__(self) -> None:
-        self.sizes, self.graph = Sizes(), fx.Graph()
-        self.n, self.m = self.sizes.new(12, 5)
-        tensor = self.sizes.tensor
-        self.x, self.text = tensor(self.graph, "x", 2, self.n, 8), tensor(self.graph, "text", 2, self.m, 8)
-        self.table, self.vector = tensor(self.graph, "table", self.n, 8), tensor(self.graph, "vector", 2, 8)
-        self.count = self.sizes.number(self.graph, "count", self.n)
-        self.square = tensor(self.graph, "square", self.n, self.n)
+        self.sketch = sketch = Sketch()
+        self.graph = sketch.graph
+        self.n, self.m = sketch.sizes(12, 5)
+        self.x, self.text = sketch.input("x", 2, self.n, 8), sketch.input("text", 2, self.m, 8)
+        self.table, self.vector = sketch.input("table", self.n, 8), sketch.input("vector", 2, 8)
+        self.count = sketch.number("count", self.n)
+        self.square = sketch.input("square", self.n, self.n)
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        node = self.graph.call_function(target, args, kwargs)
-        if target is SDPA:  # which takes long to run the first time
-            node.meta["val"] = args[0].meta["val"]
-            return node
-        return annotate(node, self.sizes.mode)
+        if target is not SDPA:
+            return self.sketch(target, *args, **kwargs)
+        node = self.graph.call_function(target, args, kwargs)  # not run: that takes long the first time
+        node.meta["val"] = args[0].meta["val"]
+        return node
 
     def heads(self, node: fx.Node, heads: int = 2) -> fx.Node:
         return self(aten.transpose.int, self(aten.unflatten.int, node, 2, [heads, -1]), 1, 2)
@@ -62,13 +59,13 @@ class Made:
 
     @property
     def body(self) -> Body:
-        return body_of(self.graph, moving=frozenset([expr(self.n)]))
+        return self.sketch.body(moving=[self.n])
 
 
 def test_operands_are_read_by_place_and_by_name() -> None:
     made = Made()
     q, k, v = made.heads(made.x), made.heads(made.text), made.heads(made.text)
-    mask = made.sizes.tensor(made.graph, "mask", made.n, made.m)
+    mask = made.sketch.input("mask", made.n, made.m)
     for node in (made(SDPA, q, k, v, mask), made(SDPA, q, k, value=v, attn_mask=mask)):
         assert Attention.of(node) == Attention(node, q, k, v, mask)
     assert Attention.of(made(SDPA, q, k, v)).mask is None
@@ -102,10 +99,10 @@ def test_causal_attention_to_a_text_is_no_reason() -> None:
 
 
 def test_a_block_of_one_number_of_tokens_takes_no_others() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    sizes.tensor(graph, "x", 2, 12, 8)
-    assert refusal_to_mix(body_of(graph)) == "the block is tied to 12 tokens"
-    assert refusal_to_mix(body_of(graph, token_axis=2)) == "the block is tied to 8 tokens"
+    sketch = Sketch()
+    sketch.input("x", 2, 12, 8)
+    assert refusal_to_mix(sketch.body()) == "the block is tied to 12 tokens"
+    assert refusal_to_mix(sketch.body(token_axis=2)) == "the block is tied to 8 tokens"
 
 
 @pytest.mark.parametrize(
@@ -114,8 +111,8 @@ def test_a_block_of_one_number_of_tokens_takes_no_others() -> None:
      ((6, 8), (6, 8), False)],
 )  # fmt: skip
 def test_grouped_queries_share_the_heads_of_values(query: Any, value: Any, shared: bool) -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    q, v = sizes.tensor(graph, "q", *query), sizes.tensor(graph, "v", *value)
+    sketch = Sketch()
+    q, v = sketch.input("q", *query), sketch.input("v", *value)
     assert Attention(q, q, v, v, None).shares_values is shared
 
 
@@ -141,7 +138,7 @@ def test_inputs_that_go_along_are_those_with_a_row_for_each_token_and_their_numb
     made = Made()
     body = made.body
     assert [body.placeholders[position].name for position in aligned_inputs(body)] == ["x", "table", "count", "square"]
-    made.sizes.number(made.graph, "other", made.m)
+    made.sketch.number("other", made.m)
 
 
 def test_nodes_that_move_are_made_from_inputs_that_go_along() -> None:
@@ -171,13 +168,12 @@ def test_attention_to_the_tokens_is_found_in_order_and_no_other() -> None:
 
 
 def test_attention_to_rows_that_are_no_tokens_of_the_block_is_not_among_its_own() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    (n,) = sizes.new(12)
-    x = sizes.tensor(graph, "x", 2, n, 8)
-    memory = graph.get_attr("memory")
-    memory.meta["val"] = sizes.fake(2, n, 8)
-    graph.call_function(SDPA, (x, memory, memory))
-    assert self_attentions(body_of(graph, moving=frozenset([expr(n)]))) == []
+    sketch = Sketch()
+    (n,) = sketch.sizes(12)
+    x = sketch.input("x", 2, n, 8)
+    memory = sketch.attribute("memory", 2, n, 8)
+    sketch.graph.call_function(SDPA, (x, memory, memory))
+    assert self_attentions(sketch.body(moving=[n])) == []
 
 
 SUMS: dict[str, tuple[Callable[[Made], fx.Node], bool]] = {
@@ -214,13 +210,12 @@ def test_sums_over_the_tokens(name: str) -> None:
 
 
 def test_sums_over_what_is_made_of_no_token_are_none() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    (n,) = sizes.new(12)
-    sizes.tensor(graph, "x", 2, n, 8)
-    memory = graph.get_attr("memory")
-    memory.meta["val"] = sizes.fake(2, n, 8)
-    call(graph, aten.mean.dim, memory, [1])
-    assert contractions(body_of(graph, moving=frozenset([expr(n)]))) == []
+    sketch = Sketch()
+    (n,) = sketch.sizes(12)
+    sketch.input("x", 2, n, 8)
+    memory = sketch.attribute("memory", 2, n, 8)
+    sketch(aten.mean.dim, memory, [1])
+    assert contractions(sketch.body(moving=[n])) == []
 
 
 def scores(made: Made) -> fx.Node:
@@ -255,10 +250,10 @@ def test_multiples_count_as_tokens_and_two_sides_of_an_image_do_not() -> None:
     twice = made(aten.cat.default, [made.x, made.x], 1)
     node = made(aten.matmul.default, twice, made(aten.transpose.int, made.x, 1, 2))
     assert node.name in (unrecognised_mixing(made.body) or "")
-    sizes, graph = Sizes(), fx.Graph()
-    h, w = sizes.new(3, 4)
-    call(graph, aten.neg.default, sizes.tensor(graph, "x", 2, 8, h, w))
-    assert unrecognised_mixing(body_of(graph, moving=frozenset([expr(h), expr(w)]))) is None
+    sketch = Sketch()
+    h, w = sketch.sizes(3, 4)
+    sketch(aten.neg.default, sketch.input("x", 2, 8, h, w))
+    assert unrecognised_mixing(sketch.body(moving=[h, w])) is None
 
 
 def test_squares_of_what_does_not_follow_the_tokens_are_no_mixing() -> None:
@@ -276,7 +271,7 @@ def test_an_entry_per_token_that_is_made_of_their_number_is_a_position() -> None
     made(aten.neg.default, made.x)
     assert refusal_of_positions(made.body) is None, "a size is no entry, and tokens have values"
     places = made.graph.call_function(aten.arange.default, (number,))
-    with made.sizes.mode:
+    with made.sketch.mode:
         places.meta["val"] = torch.arange(2 * made.n)
     made(aten.mul.Tensor, places, 2)
     said = refusal_of_positions(made.body)
@@ -287,7 +282,7 @@ def test_an_entry_per_token_that_is_made_of_their_number_is_a_position() -> None
 def test_what_is_the_same_everywhere_is_no_position_until_it_is_summed_up(target: Any) -> None:
     made = Made()
     node = made.graph.call_function(target, ([made.count, 8],))
-    node.meta["val"] = made.sizes.fake(made.n, 8)
+    node.meta["val"] = made.sketch.fake(made.n, 8)
     wide = made(aten.expand.default, node, [2, -1, -1])
     assert refusal_of_positions(made.body) is None
     made(aten.add.Tensor, wide, made.x)
@@ -305,7 +300,7 @@ def test_values_that_were_given_stay_values_behind_other_operators() -> None:
 def test_an_entry_that_follows_no_tokens_is_no_position() -> None:
     made = Made()
     node = made.graph.call_function(aten.arange.default, (8,))
-    node.meta["val"] = made.sizes.fake(8)
+    node.meta["val"] = made.sketch.fake(8)
     assert refusal_of_positions(made.body) is None
 
 

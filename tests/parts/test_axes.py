@@ -11,16 +11,16 @@ from torch import fx
 
 from sparsify.passes.axes import axis_before, axis_behind, broadcasts, resized, same
 
-from .tiny_graphs import Tiny, aten
+from .sketch import Sketch, aten
 
 SIZES = (2, 3, 4, 6)
 
 
 def one(target: Any, *args: Any, sizes: tuple[int, ...] = SIZES, dtype: torch.dtype = torch.float32) -> tuple[fx.Node, fx.Node]:
     """An operator on ``x``, and ``x``."""
-    tiny = Tiny()
-    x = tiny.input("x", *sizes, dtype=dtype)
-    return tiny.call(target, x, *args), x
+    sketch = Sketch()
+    x = sketch.input("x", *sizes, dtype=dtype)
+    return sketch(target, x, *args), x
 
 
 def reordered(value: Any, axis: int) -> list[torch.Tensor]:
@@ -134,10 +134,10 @@ def test_sizes_of_one_in_front_are_not_taken_for_an_axis_of_one() -> None:
 
 
 def test_a_copy_to_another_dtype_ends_the_way() -> None:
-    tiny = Tiny()
-    x = tiny.input("x", *SIZES)
-    assert axis_behind(tiny.call(aten._to_copy.default, x, dtype=torch.float64), x, 1) is None
-    assert axis_behind(tiny.call(aten._to_copy.default, x, dtype=torch.float32), x, 1) == 1
+    sketch = Sketch()
+    x = sketch.input("x", *SIZES)
+    assert axis_behind(sketch(aten._to_copy.default, x, dtype=torch.float64), x, 1) is None
+    assert axis_behind(sketch(aten._to_copy.default, x, dtype=torch.float32), x, 1) == 1
 
 
 # --- linear maps --------------------------------------------------------------------------------------------------------
@@ -145,23 +145,23 @@ def test_a_copy_to_another_dtype_ends_the_way() -> None:
 
 @pytest.mark.parametrize(("axis", "behind"), [(0, 0), (1, 1), (2, None)])
 def test_a_linear_map_keeps_all_axes_but_the_one_it_maps(axis: int, behind: int | None) -> None:
-    tiny = Tiny()
-    x, weight, square = tiny.input("x", 2, 3, 4), tiny.input("weight", 5, 4), tiny.input("square", 4, 4)
-    assert axis_behind(tiny.call(aten.linear.default, x, weight), x, axis) == behind
-    assert axis_behind(tiny.call(aten.matmul.default, x, square), x, axis) == behind
+    sketch = Sketch()
+    x, weight, square = sketch.input("x", 2, 3, 4), sketch.input("weight", 5, 4), sketch.input("square", 4, 4)
+    assert axis_behind(sketch(aten.linear.default, x, weight), x, axis) == behind
+    assert axis_behind(sketch(aten.matmul.default, x, square), x, axis) == behind
 
 
 def test_a_weight_is_not_followed() -> None:
-    tiny = Tiny()
-    x, weight = tiny.input("x", 2, 3, 4), tiny.input("weight", 5, 4)
-    assert axis_behind(tiny.call(aten.linear.default, x, weight), weight, 0) is None
+    sketch = Sketch()
+    x, weight = sketch.input("x", 2, 3, 4), sketch.input("weight", 5, 4)
+    assert axis_behind(sketch(aten.linear.default, x, weight), weight, 0) is None
 
 
 def test_products_of_batches_and_of_a_matrix_with_itself_are_no_linear_maps() -> None:
-    tiny = Tiny()
-    x, other, square = tiny.input("x", 2, 3, 4), tiny.input("other", 2, 4, 4), tiny.input("square", 4, 4)
-    assert axis_behind(tiny.call(aten.matmul.default, x, other), x, 1) is None
-    assert axis_behind(tiny.call(aten.matmul.default, square, square), square, 0) is None
+    sketch = Sketch()
+    x, other, square = sketch.input("x", 2, 3, 4), sketch.input("other", 2, 4, 4), sketch.input("square", 4, 4)
+    assert axis_behind(sketch(aten.matmul.default, x, other), x, 1) is None
+    assert axis_behind(sketch(aten.matmul.default, square, square), square, 0) is None
 
 
 # --- element by element -------------------------------------------------------------------------------------------------
@@ -188,36 +188,36 @@ def test_products_of_batches_and_of_a_matrix_with_itself_are_no_linear_maps() ->
 def test_the_other_operand_must_be_the_same_all_along_the_axis(
     target: Any, sizes: tuple[int, ...], axis: int, behind: int | None
 ) -> None:
-    tiny = Tiny()
-    x, other = tiny.input("x", 2, 3, 4), tiny.input("other", *sizes)
-    assert axis_behind(tiny.call(target, x, other), x, axis) == behind
+    sketch = Sketch()
+    x, other = sketch.input("x", 2, 3, 4), sketch.input("other", *sizes)
+    assert axis_behind(sketch(target, x, other), x, axis) == behind
     swapped = None if target is aten.div.Tensor else behind  # the inverse is not affine
-    assert axis_behind(tiny.call(target, other, x), x, axis) == swapped
+    assert axis_behind(sketch(target, other, x), x, axis) == swapped
 
 
 @pytest.mark.parametrize("target", [aten.add.Tensor, aten.mul.Tensor])
 def test_a_value_with_itself_is_not_followed(target: Any) -> None:
-    tiny = Tiny()
-    x = tiny.input("x", 2, 3, 4)
-    assert axis_behind(tiny.call(target, x, x), x, 1) is None
+    sketch = Sketch()
+    x = sketch.input("x", 2, 3, 4)
+    assert axis_behind(sketch(target, x, x), x, 1) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
 def test_a_result_of_another_dtype_ends_the_way(dtype: torch.dtype) -> None:
-    tiny = Tiny()
-    x, scale = tiny.input("x", 2, 3, 4, dtype=dtype), tiny.input("scale", 2, 1, 4, dtype=torch.float32)
-    node = tiny.call(aten.mul.Tensor, x, scale)
+    sketch = Sketch()
+    x, scale = sketch.input("x", 2, 3, 4, dtype=dtype), sketch.input("scale", 2, 1, 4, dtype=torch.float32)
+    node = sketch(aten.mul.Tensor, x, scale)
     assert (axis_behind(node, x, 1) == 1) == (dtype == torch.float64)
-    assert axis_behind(tiny.call(aten.mul.Tensor, scale, x), scale, 0) is None
+    assert axis_behind(sketch(aten.mul.Tensor, scale, x), scale, 0) is None
 
 
 # --- one of several results, and the way back ---------------------------------------------------------------------------
 
 
 def test_one_of_several_results_is_followed() -> None:
-    tiny = Tiny()
-    chunks = tiny.call(aten.chunk.default, tiny.input("x", *SIZES), 3, -1)
-    (second,) = tiny.items(chunks, 1)
+    sketch = Sketch()
+    chunks = sketch(aten.chunk.default, sketch.input("x", *SIZES), 3, -1)
+    (second,) = sketch.items(chunks, 1)
     assert axis_behind(second, chunks, 2) == 2
     assert axis_before(second, 2) == (chunks, 2)
     assert axis_before(chunks, 1) == (chunks.args[0], 1)
@@ -225,31 +225,31 @@ def test_one_of_several_results_is_followed() -> None:
 
 
 def test_the_operand_that_follows_along_an_axis_is_found() -> None:
-    tiny = Tiny()
-    x, shift, scale = tiny.input("x", 2, 3, 4), tiny.input("shift", 2, 1, 4), tiny.input("scale", 3, 1)
-    moved = tiny.call(aten.permute.default, x, [1, 2, 0])
+    sketch = Sketch()
+    x, shift, scale = sketch.input("x", 2, 3, 4), sketch.input("shift", 2, 1, 4), sketch.input("scale", 3, 1)
+    moved = sketch(aten.permute.default, x, [1, 2, 0])
     assert [axis_before(moved, axis) for axis in range(3)] == [(x, 1), (x, 2), (x, 0)]
-    added = tiny.call(aten.add.Tensor, shift, x)
+    added = sketch(aten.add.Tensor, shift, x)
     assert axis_before(added, 1) == (x, 1)
     assert axis_before(added, 0) is None
-    scaled = tiny.call(aten.mul.Tensor, x, scale)
+    scaled = sketch(aten.mul.Tensor, x, scale)
     assert axis_before(scaled, 0) == (x, 0)
     assert axis_before(scaled, 1) is None
     assert axis_before(scaled, 2) == (x, 2)
-    assert axis_before(tiny.call(aten.exp.default, x), 1) is None
+    assert axis_before(sketch(aten.exp.default, x), 1) is None
 
 
 def test_where_two_operands_would_do_none_is_chosen() -> None:
-    tiny = Tiny()
-    one_row, one_column = tiny.input("row", 1, 1), tiny.input("column", 1, 1)
-    assert axis_before(tiny.call(aten.add.Tensor, one_row, one_column), 0) is None
+    sketch = Sketch()
+    one_row, one_column = sketch.input("row", 1, 1), sketch.input("column", 1, 1)
+    assert axis_before(sketch(aten.add.Tensor, one_row, one_column), 0) is None
 
 
 def test_sizes_among_the_operands_have_no_axes() -> None:
-    tiny = Tiny()
-    count = tiny.size("count", 5)
-    x, n = tiny.input("x", 2, count, 4), tiny.number("n", count)
-    node = tiny.call(aten.reshape.default, x, [2, n, 2, 2])
+    sketch = Sketch()
+    count = sketch.size(5)
+    x, n = sketch.input("x", 2, count, 4), sketch.number("n", count)
+    node = sketch(aten.reshape.default, x, [2, n, 2, 2])
     assert axis_before(node, 1) == (x, 1)
 
 
@@ -273,18 +273,18 @@ def test_sizes_among_the_operands_have_no_axes() -> None:
 def test_another_operand_of_full_size_spreads_one_of_size_one(
     target: Any, sizes: tuple[int, ...], axis: int, expected: bool
 ) -> None:
-    tiny = Tiny()
-    x, other = tiny.input("x", 2, 3, 4), tiny.input("other", *sizes)
-    assert broadcasts(tiny.call(target, x, other), x, axis) is expected
-    assert broadcasts(tiny.call(target, other, x), x, axis) is expected
+    sketch = Sketch()
+    x, other = sketch.input("x", 2, 3, 4), sketch.input("other", *sizes)
+    assert broadcasts(sketch(target, x, other), x, axis) is expected
+    assert broadcasts(sketch(target, other, x), x, axis) is expected
 
 
 def test_nothing_else_spreads() -> None:
-    tiny = Tiny()
-    x, other = tiny.input("x", 2, 3, 4), tiny.input("other", 2, 3, 4)
-    assert not broadcasts(tiny.call(aten.add.Tensor, x, x), x, 1)
-    assert not broadcasts(tiny.call(aten.add.Tensor, x, 2.0), x, 1)
-    assert not broadcasts(tiny.call(aten.maximum.default, x, other), x, 1)
+    sketch = Sketch()
+    x, other = sketch.input("x", 2, 3, 4), sketch.input("other", 2, 3, 4)
+    assert not broadcasts(sketch(aten.add.Tensor, x, x), x, 1)
+    assert not broadcasts(sketch(aten.add.Tensor, x, 2.0), x, 1)
+    assert not broadcasts(sketch(aten.maximum.default, x, other), x, 1)
 
 
 @pytest.mark.parametrize("target", [aten.reshape.default, aten.view.default, aten._unsafe_view.default])

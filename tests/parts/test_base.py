@@ -16,7 +16,7 @@ from sparsify.passes import BlockRange, Pass, copy_body, remove_dead, replace_la
 from sparsify.passes.base import Provenance, copy_program
 from sparsify.program import PassRun, Program, Skip
 
-from .tiny_graphs import Tiny, aten, run, targets
+from .sketch import Sketch, aten, run, targets
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class Some(Pass):
         return self.nothing
 
 
-def trunk() -> tuple[Tiny, Program]:
+def trunk() -> tuple[Sketch, Program]:
     """Three blocks."""
-    body = Tiny()
-    tokens = body.size("tokens", 7)
-    body.output(body.call(aten.exp.default, body.input("x", 2, tokens, 4)))
-    outer = Tiny(body)
+    body = Sketch()
+    tokens = body.size(7)
+    body.output(body(aten.exp.default, body.input("x", 2, tokens, 4)))
+    outer = Sketch(body)
     x = outer.input("x", 2, tokens, 4)
     for index in range(3):
         x = outer.block(f"blocks.{index}", "block0", x)
     outer.output(x)
-    return outer, outer.program([body.body(moving=[tokens])])
+    return outer, outer.program(body.body(moving=[tokens]))
 
 
 # --- ranges of blocks ---------------------------------------------------------------------------------------------------
@@ -180,9 +180,9 @@ def test_places_are_described_by_paths_of_blocks_and_names_of_nodes() -> None:
 
 
 def test_a_new_operator_has_a_value_and_says_where_it_came_from() -> None:
-    tiny = Tiny()
-    x = tiny.input("x", 2, 3)
-    made = Some().make(tiny.graph, aten.sum.dim_IntList, (x, [1]), x, keepdim=True)
+    sketch = Sketch()
+    x = sketch.input("x", 2, 3)
+    made = Some().make(sketch.graph, aten.sum.dim_IntList, (x, [1]), x, keepdim=True)
     assert (made.target, made.args, made.kwargs) == (aten.sum.dim_IntList, (x, [1]), {"keepdim": True})
     assert made.meta["val"].shape == (2, 1)
     assert made.meta["provenance"] == Provenance("some-pass2", "x") == ("some-pass2", "x")
@@ -198,14 +198,14 @@ def test_a_block_remembers_every_pass_that_rewrote_it() -> None:
 
 
 def test_all_operators_of_a_traced_function_are_marked() -> None:
-    tiny = Tiny()
-    x, y = tiny.input("x", 2, 3), tiny.input("y", 3)
-    first, (second,) = Some().trace(tiny.graph, lambda a, b: (a + b, [(a * 2).exp()]), x, y, origin=y)
-    assert targets(tiny.output(first, second)) == [aten.add.Tensor, aten.mul.Tensor, aten.exp.default]
-    made = [node for node in tiny.graph.nodes if node.op == "call_function"]
+    sketch = Sketch()
+    x, y = sketch.input("x", 2, 3), sketch.input("y", 3)
+    first, (second,) = Some().trace(sketch.graph, lambda a, b: (a + b, [(a * 2).exp()]), x, y, origin=y)
+    assert targets(sketch.output(first, second)) == [aten.add.Tensor, aten.mul.Tensor, aten.exp.default]
+    made = [node for node in sketch.graph.nodes if node.op == "call_function"]
     assert [node.meta["provenance"] for node in made] == [("some-pass2", "y")] * 3
     one, other = torch.rand(2, 3), torch.rand(3)
-    got = run(tiny.graph, one, other)
+    got = run(sketch.graph, one, other)
     assert torch.equal(got[0], one + other)
     assert torch.equal(got[1], (one * 2).exp())
 
@@ -274,29 +274,29 @@ def test_a_copied_program_keeps_what_was_found_and_forgets_what_passes_did() -> 
 
 
 def test_only_later_nodes_read_the_replacement() -> None:
-    tiny = Tiny()
-    x = tiny.input("x", 2)
-    early = tiny.call(aten.exp.default, x)
-    by = tiny.call(aten.sin.default, early)
-    late = tiny.call(aten.cos.default, early)
-    tiny.output(late, early)
+    sketch = Sketch()
+    x = sketch.input("x", 2)
+    early = sketch(aten.exp.default, x)
+    by = sketch(aten.sin.default, early)
+    late = sketch(aten.cos.default, early)
+    sketch.output(late, early)
     replace_later_uses(early, by)
     assert by.args == (early,)
     assert late.args == (by,)
     value = torch.rand(2)
-    assert torch.equal(run(tiny.graph, value)[0], value.exp().sin().cos())
-    assert torch.equal(run(tiny.graph, value)[1], value.exp().sin())
+    assert torch.equal(run(sketch.graph, value)[0], value.exp().sin().cos())
+    assert torch.equal(run(sketch.graph, value)[1], value.exp().sin())
 
 
 def test_what_nothing_reads_goes_but_inputs_and_modules_stay() -> None:
-    tiny = Tiny()
-    x, _ = tiny.input("x", 2), tiny.input("unread", 2)
-    tiny.call(aten.exp.default, tiny.call(aten.sin.default, x))
-    tiny.graph.get_attr("unread_parameter")
-    tiny.graph.call_module("some_module", (x,))
-    tiny.output(tiny.call(aten.cos.default, x))
-    remove_dead(tiny.graph)
-    left = [(node.op, node.target) for node in tiny.graph.nodes]
+    sketch = Sketch()
+    x, _ = sketch.input("x", 2), sketch.input("unread", 2)
+    sketch(aten.exp.default, sketch(aten.sin.default, x))
+    sketch.graph.get_attr("unread_parameter")
+    sketch.graph.call_module("some_module", (x,))
+    sketch.output(sketch(aten.cos.default, x))
+    remove_dead(sketch.graph)
+    left = [(node.op, node.target) for node in sketch.graph.nodes]
     assert left == [
         ("placeholder", "x"),
         ("placeholder", "unread"),

@@ -13,20 +13,20 @@ from sparsify.passes import Cleanup
 from sparsify.passes.cleanup import no_dropout, same_type
 from sparsify.program import DENSITY, GRID
 
-from .tiny_graphs import Tiny, aten, of_bodies, targets
+from .sketch import Sketch, aten, of_bodies, targets
 
 
 def is_removed(target: Any, *args: Any, dtype: torch.dtype = torch.float32, sizes: tuple[Any, ...] = (2, 3)) -> bool:
     """Whether one operator on ``x`` is taken out of a graph."""
-    tiny = Tiny()
-    x = tiny.input("x", *sizes, dtype=dtype)
-    made = tiny.call(target, x, *args)
-    tiny.output(made)
+    sketch = Sketch()
+    x = sketch.input("x", *sizes, dtype=dtype)
+    made = sketch(target, x, *args)
+    sketch.output(made)
     program = of_bodies()
-    program.bodies["block0"] = tiny.body()
-    Cleanup().rewrite(program, tiny.graph)
-    (result,) = tiny.graph.output_node().args
-    assert (result is x) == (targets(tiny.graph) == [])
+    program.bodies["block0"] = sketch.body()
+    Cleanup().rewrite(program, sketch.graph)
+    (result,) = sketch.graph.output_node().args
+    assert (result is x) == (targets(sketch.graph) == [])
     return result is x
 
 
@@ -88,50 +88,50 @@ def test_a_factor_of_one_that_makes_floats_of_integers_stays() -> None:
 
 
 def test_a_product_of_tensors_stays() -> None:
-    tiny = Tiny()
-    x, y = tiny.input("x", 2), tiny.input("y", 1)
-    tiny.output(tiny.call(aten.mul.Tensor, x, y))
-    Cleanup().rewrite(of_bodies(), tiny.graph)
-    assert targets(tiny.graph) == [aten.mul.Tensor]
+    sketch = Sketch()
+    x, y = sketch.input("x", 2), sketch.input("y", 1)
+    sketch.output(sketch(aten.mul.Tensor, x, y))
+    Cleanup().rewrite(of_bodies(), sketch.graph)
+    assert targets(sketch.graph) == [aten.mul.Tensor]
 
 
 @pytest.mark.parametrize("named", [{"dim": 1, "start": 1}, {"dim": 1, "end": 2}, {"step": 2}])
 def test_arguments_by_name_count(named: dict[str, int]) -> None:
-    tiny = Tiny()
-    tiny.output(tiny.call(aten.slice.Tensor, tiny.input("x", 2, 3), **named))
-    Cleanup().rewrite(of_bodies(), tiny.graph)
-    assert targets(tiny.graph) == [aten.slice.Tensor]
+    sketch = Sketch()
+    sketch.output(sketch(aten.slice.Tensor, sketch.input("x", 2, 3), **named))
+    Cleanup().rewrite(of_bodies(), sketch.graph)
+    assert targets(sketch.graph) == [aten.slice.Tensor]
 
 
 def test_types_are_dtype_and_device() -> None:
-    tiny = Tiny()
-    x = tiny.input("x", 2)
-    x.meta["val"] = tiny.fake(2, device="cpu")
-    same, other_dtype, other_device = (tiny.call(aten.clone.default, x) for _ in range(3))
-    other_dtype.meta["val"] = tiny.fake(2, dtype=torch.float16)
-    other_device.meta["val"] = tiny.fake(2, device="meta")
+    sketch = Sketch()
+    x = sketch.input("x", 2)
+    x.meta["val"] = sketch.fake(2, device="cpu")
+    same, other_dtype, other_device = (sketch(aten.clone.default, x) for _ in range(3))
+    other_dtype.meta["val"] = sketch.fake(2, dtype=torch.float16)
+    other_device.meta["val"] = sketch.fake(2, device="meta")
     assert [same_type(node) for node in (same, other_dtype, other_device)] == [True, False, False]
 
 
 @pytest.mark.parametrize(("rate", "train", "expected"), [(0.5, True, False), (0.5, False, True), (0.0, True, True)])
 def test_dropout_drops_in_training_alone(rate: float, train: bool, expected: bool) -> None:
-    tiny = Tiny()
-    assert no_dropout(tiny.call(aten.dropout.default, tiny.input("x", 2), rate, train)) is expected
+    sketch = Sketch()
+    assert no_dropout(sketch(aten.dropout.default, sketch.input("x", 2), rate, train)) is expected
 
 
 def test_unused_bodies_and_dead_nodes_go() -> None:
-    body, unused = Tiny(), Tiny()
-    for tiny in (body, unused):
-        tiny.output(tiny.call(aten.exp.default, tiny.input("x", 2, 7, 4)))
-    outer = Tiny()
+    body, unused = Sketch(), Sketch()
+    for sketch in (body, unused):
+        sketch.output(sketch(aten.exp.default, sketch.input("x", 2, 7, 4)))
+    outer = Sketch()
     x = outer.input("x", 2, 7, 4)
     outer.input("unread", 2)
     for name in (GRID, DENSITY, "other"):
         outer.graph.call_module(name, (x,))
-    outer.call(aten.exp.default, x)
+    outer(aten.exp.default, x)
     outer.block("blocks.0", "block0", x)  # kept although nothing reads it
     outer.output(x)
-    program = outer.program([body.body("block0"), unused.body("unused")])
+    program = outer.program(body.body("block0"), unused.body("unused"))
     assert list(Cleanup().match(program)) == [outer.graph, body.graph, unused.graph]
     assert Cleanup().run(program) == 3
     assert list(program.bodies) == ["block0"]

@@ -13,19 +13,19 @@ from sparsify.passes import InsertDensity
 from sparsify.program import DENSITY, GRID, Program
 from sparsify.shapes import size_of
 
-from .tiny_graphs import Tiny, aten
+from .sketch import Sketch, aten
 
 NAMES = {1: ["length"], 2: ["height", "width"], 3: ["time", "height", "width"]}
 
 
-def model(*grid: int) -> tuple[Tiny, Program, list[Any]]:
+def model(*grid: int) -> tuple[Sketch, Program, list[Any]]:
     """A program with the timestep between other inputs, whose grid is as large as an input, and the sides of that."""
-    tiny = Tiny()
-    sides = [tiny.size(f"side{axis}", hint) for axis, hint in enumerate(grid)]
-    x, _, y = tiny.input("x", 2, *sides), tiny.input("t", 2), tiny.input("y", 2)
-    tiny.input("last", 2)
-    tiny.output(tiny.call(aten.exp.default, x), tiny.call(aten.exp.default, y))
-    return tiny, tiny.program(grid=tuple(map(size_of, sides)), timestep="t"), sides
+    sketch = Sketch()
+    sides = [sketch.size(hint) for axis, hint in enumerate(grid)]
+    x, _, y = sketch.input("x", 2, *sides), sketch.input("t", 2), sketch.input("y", 2)
+    sketch.input("last", 2)
+    sketch.output(sketch(aten.exp.default, x), sketch(aten.exp.default, y))
+    return sketch, sketch.program(grid=tuple(map(size_of, sides)), timestep="t"), sides
 
 
 def insert(schedule: Density, *grid: int) -> tuple[Program, fx.Node, list[fx.Node]]:
@@ -101,14 +101,14 @@ def test_where_time_is_pooled_its_side_is_any_number(schedule: Density) -> None:
 
 
 def test_a_grid_that_is_read_at_run_time_comes_first() -> None:
-    tiny = Tiny()
-    sides = [tiny.size("rows", 6), tiny.size("columns", 8)]
-    x, _ = tiny.input("x", 2, 48), tiny.input("t", 2)
-    reader = tiny.graph.call_module(GRID, (x,))
+    sketch = Sketch()
+    sides = [sketch.size(6), sketch.size(8)]
+    x, _ = sketch.input("x", 2, 48), sketch.input("t", 2)
+    reader = sketch.graph.call_module(GRID, (x,))
     reader.meta["val"] = tuple(sides)
-    rows, columns = tiny.items(reader, 0, 1)
-    tiny.output(tiny.call(aten.exp.default, x))
-    program = tiny.program(grid=tuple(map(size_of, sides)), timestep="t")
+    rows, columns = sketch.items(reader, 0, 1)
+    sketch.output(sketch(aten.exp.default, x))
+    program = sketch.program(grid=tuple(map(size_of, sides)), timestep="t")
     InsertDensity(Density.constant(grid=(3, 3))).run(program)
     program.graph.lint()
     assert program.density_node is not None

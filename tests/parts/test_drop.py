@@ -13,7 +13,7 @@ from sparsify.passes import Pass, drop_tokens
 from sparsify.program import Program
 from sparsify.shapes import shape_of, size_of
 
-from .tiny_graphs import Tiny, aten
+from .sketch import Sketch, aten
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,23 @@ class Block(nn.Module):
         return mask @ (x * scale + table)
 
 
-def trunk(depth: int) -> tuple[Tiny, Program, fx.Node]:
+def trunk(depth: int) -> tuple[Sketch, Program, fx.Node]:
     """Blocks in a row, and the rows to keep."""
-    body = Tiny()
-    tokens = body.size("tokens", 7)
+    body = Sketch()
+    tokens = body.size(7)
     x, scale, table, mask = (
         body.input("x", 2, tokens, 4), body.input("scale", 2, 1, 4), body.input("table", tokens, 4), body.input("mask", tokens, tokens),
     )  # fmt: skip
-    body.output(body.call(aten.matmul.default, mask, body.call(aten.add.Tensor, body.call(aten.mul.Tensor, x, scale), table)))
-    outer = Tiny(body)
-    count = outer.size("count", 3)
+    body.output(body(aten.matmul.default, mask, body(aten.add.Tensor, body(aten.mul.Tensor, x, scale), table)))
+    outer = Sketch(body)
+    count = outer.size(3)
     names = {"x": (2, tokens, 4), "scale": (2, 1, 4), "table": (tokens, 4), "mask": (tokens, tokens)}
     x, scale, table, mask = (outer.input(name, *sizes) for name, sizes in names.items())
     kept = outer.input("kept", count, dtype=torch.int64)
     for index in range(depth):
         x = outer.block(f"blocks.{index}", "block0", x, scale, table, mask)
     outer.output(x)
-    return outer, outer.program([body.body(moving=[tokens])]), kept
+    return outer, outer.program(body.body(moving=[tokens])), kept
 
 
 def ran(program: Program, *inputs: torch.Tensor) -> Any:

@@ -23,7 +23,7 @@ from sparsify.passes.hoist import (
 from sparsify.program import Body, Program, Twin
 from sparsify.shapes import shape_of, size_of
 
-from .tiny_graphs import Tiny, aten
+from .sketch import Sketch, aten
 
 TABLE = torch.linspace(-1, 1, 4)
 
@@ -32,38 +32,38 @@ class Block:
     """Tokens (2, N, 4), timestep (2, 8), text (2, M, 4), the number N; with ``keys`` the tokens come once more."""
 
     def __init__(self, keys: bool = False) -> None:
-        self.tiny = tiny = Tiny()
-        self.tokens, self.rows = tiny.size("tokens", 7), tiny.size("rows", 5)
-        self.x, self.t = tiny.input("x", 2, self.tokens, 4), tiny.input("t", 2, 8)
-        self.text, self.count = tiny.input("text", 2, self.rows, 4), tiny.number("count", self.tokens)
-        self.key = tiny.input("key", 2, self.tokens, 4) if keys else None
-        self.weight, self.table = tiny.parameter("weight", 4, 8), tiny.parameter("table", 4)
-        self.linear = tiny.call(aten.linear.default, self.t, self.weight)
-        self.shifted = tiny.call(aten.add.Tensor, self.linear, self.table)
-        self.row = tiny.call(aten.unsqueeze.default, self.shifted, 1)
-        self.length = tiny.call(aten.sym_size.int, self.text, 1)
-        self.width = tiny.call(operator.mul, self.length, 4)
-        self.flat = tiny.call(aten.reshape.default, self.text, [2, self.width])
-        self.sum = tiny.call(aten.sum.dim_IntList, self.flat, [1], True)
-        self.both = tiny.call(aten.mul.Tensor, self.shifted, self.sum)
-        self.spread = tiny.call(aten.expand.default, self.row, [2, self.count, 4])
-        self.added = tiny.call(aten.add.Tensor, self.x if self.key is None else self.key, self.spread)
-        self.result = tiny.call(aten.add.Tensor, self.added, tiny.call(aten.unsqueeze.default, self.both, 1))
-        tiny.output(self.result)
+        self.sketch = sketch = Sketch()
+        self.tokens, self.rows = sketch.size(7), sketch.size(5)
+        self.x, self.t = sketch.input("x", 2, self.tokens, 4), sketch.input("t", 2, 8)
+        self.text, self.count = sketch.input("text", 2, self.rows, 4), sketch.number("count", self.tokens)
+        self.key = sketch.input("key", 2, self.tokens, 4) if keys else None
+        self.weight, self.table = sketch.attribute("weight", 4, 8), sketch.attribute("table", 4)
+        self.linear = sketch(aten.linear.default, self.t, self.weight)
+        self.shifted = sketch(aten.add.Tensor, self.linear, self.table)
+        self.row = sketch(aten.unsqueeze.default, self.shifted, 1)
+        self.length = sketch(aten.sym_size.int, self.text, 1)
+        self.width = sketch(operator.mul, self.length, 4)
+        self.flat = sketch(aten.reshape.default, self.text, [2, self.width])
+        self.sum = sketch(aten.sum.dim_IntList, self.flat, [1], True)
+        self.both = sketch(aten.mul.Tensor, self.shifted, self.sum)
+        self.spread = sketch(aten.expand.default, self.row, [2, self.count, 4])
+        self.added = sketch(aten.add.Tensor, self.x if self.key is None else self.key, self.spread)
+        self.result = sketch(aten.add.Tensor, self.added, sketch(aten.unsqueeze.default, self.both, 1))
+        sketch.output(self.result)
 
     def body(self) -> Body:
         twins = (Twin(0, "key"),) if self.key is not None else ()
-        return self.tiny.body(moving=[self.tokens], constants={"table": TABLE}, twins=twins)
+        return self.sketch.body(moving=[self.tokens], constants={"table": TABLE}, twins=twins)
 
     def program(self, depth: int = 2) -> Program:
-        outer = Tiny(self.tiny)
-        tokens, rows = outer.size("outer_tokens", 6), outer.size("outer_rows", 3)
+        outer = Sketch(self.sketch)
+        tokens, rows = outer.size(6), outer.size(3)
         x, text = outer.input("x", 2, tokens, 4), outer.input("text", 2, rows, 4)
         times, count = [outer.input(f"t{index}", 2, 8) for index in range(depth)], outer.number("count", tokens)
         for index, t in enumerate(times):
             x = outer.block(f"blocks.{index}", "block0", x, t, text, count, *([x] if self.key is not None else []))
         outer.output(x)
-        return outer.program([self.body()])
+        return outer.program(self.body())
 
 
 def ran(program: Program, rows: int = 5) -> torch.Tensor:
@@ -95,13 +95,13 @@ def test_inputs_that_are_no_tokens_come_with_what_every_call_gives() -> None:
 
 def test_a_body_that_nothing_calls_is_given_nothing() -> None:
     program = Block().program()
-    program.bodies["other"] = Block().tiny.body("other")
+    program.bodies["other"] = Block().sketch.body("other")
     assert given_everywhere(program, program.bodies["other"]) == {}
 
 
 def test_what_is_computed_from_the_starts_alone() -> None:
     block = Block()
-    found = depending_on(block.tiny.graph, [block.t, block.text])
+    found = depending_on(block.sketch.graph, [block.t, block.text])
     t, text = frozenset([block.t]), frozenset([block.text])
     expected = {block.t: t, block.linear: t, block.shifted: t, block.row: t}
     expected |= {block.text: text, block.flat: text, block.sum: text, block.both: t | text}
@@ -113,24 +113,24 @@ def test_what_is_computed_from_the_starts_alone() -> None:
 
 def test_with_one_start_the_others_are_unknown() -> None:
     block = Block()
-    found = depending_on(block.tiny.graph, [block.t])
+    found = depending_on(block.sketch.graph, [block.t])
     assert {block.linear, block.shifted, block.row} <= set(found)
     assert found.keys().isdisjoint({block.text, block.flat, block.sum, block.both})
 
 
 def test_parameters_that_are_not_admitted_end_it() -> None:
     block = Block()
-    found = depending_on(block.tiny.graph, [block.t, block.text], lambda node: node.target != "table")
+    found = depending_on(block.sketch.graph, [block.t, block.text], lambda node: node.target != "table")
     assert block.weight in found
     assert block.linear in found
     assert found.keys().isdisjoint({block.table, block.shifted, block.row, block.both})
 
 
 def test_constants_depend_on_no_start() -> None:
-    tiny = Tiny()
-    tiny.input("x", 2)
-    ones = tiny.call(aten.full.default, [2], 1.0)
-    assert depending_on(tiny.graph, []) == {ones: frozenset()}
+    sketch = Sketch()
+    sketch.input("x", 2)
+    ones = sketch(aten.full.default, [2], 1.0)
+    assert depending_on(sketch.graph, []) == {ones: frozenset()}
 
 
 @pytest.mark.parametrize(
@@ -144,18 +144,18 @@ def test_constants_depend_on_no_start() -> None:
     ],
 )
 def test_random_values_and_sizes_are_not_among_them(target: Any, args: tuple[Any, ...], known: bool) -> None:
-    tiny = Tiny()
-    t = tiny.input("t", tiny.size("rows", 5), 8)
-    node = tiny.call(target, t, *args)
-    assert (node in depending_on(tiny.graph, [t])) is known
+    sketch = Sketch()
+    t = sketch.input("t", sketch.size(5), 8)
+    node = sketch(target, t, *args)
+    assert (node in depending_on(sketch.graph, [t])) is known
 
 
 def test_regions_stay_where_they_are() -> None:
-    tiny = Tiny()
-    t = tiny.input("t", 2, 8)
-    region = tiny.graph.call_function(torch.ops.higher_order.cond, (t,))
-    region.meta["val"] = tiny.fake(2, 8)
-    assert region not in depending_on(tiny.graph, [t])
+    sketch = Sketch()
+    t = sketch.input("t", 2, 8)
+    region = sketch.graph.call_function(torch.ops.higher_order.cond, (t,))
+    region.meta["val"] = sketch.fake(2, 8)
+    assert region not in depending_on(sketch.graph, [t])
 
 
 @pytest.mark.parametrize(
@@ -190,48 +190,48 @@ def test_a_symbolic_size_is_a_size_and_a_node_without_a_value_is_neither() -> No
 
 def test_the_rest_needs_values_and_makes_views_itself() -> None:
     block = Block()
-    inside = depending_on(block.tiny.graph, [block.t, block.text])
-    assert frontier(block.tiny.graph, inside) == [block.shifted, block.both]  # row is a view of shifted
-    assert frontier(block.tiny.graph, inside, {block.both}) == [block.both]
-    assert frontier(block.tiny.graph, inside, set()) == []
-    assert frontier(block.tiny.graph, depending_on(block.tiny.graph, [block.text])) == [block.sum]
+    inside = depending_on(block.sketch.graph, [block.t, block.text])
+    assert frontier(block.sketch.graph, inside) == [block.shifted, block.both]  # row is a view of shifted
+    assert frontier(block.sketch.graph, inside, {block.both}) == [block.both]
+    assert frontier(block.sketch.graph, inside, set()) == []
+    assert frontier(block.sketch.graph, depending_on(block.sketch.graph, [block.text])) == [block.sum]
 
 
 def test_results_are_needed_but_inputs_and_parameters_are_not() -> None:
-    tiny = Tiny()
-    x, t = tiny.input("x", 2, 4), tiny.input("t", 2, 4)
-    weight = tiny.parameter("weight", 2, 4)
-    view = tiny.call(aten.transpose.int, t, 0, 1)
-    early = tiny.call(aten.exp.default, t)
-    scaled = tiny.call(aten.exp.default, weight)
-    rest = tiny.call(aten.add.Tensor, tiny.call(aten.add.Tensor, x, t), tiny.call(aten.mul.Tensor, x, scaled))
-    tiny.output(rest, early, view)
-    inside = depending_on(tiny.graph, [t])
+    sketch = Sketch()
+    x, t = sketch.input("x", 2, 4), sketch.input("t", 2, 4)
+    weight = sketch.attribute("weight", 2, 4)
+    view = sketch(aten.transpose.int, t, 0, 1)
+    early = sketch(aten.exp.default, t)
+    scaled = sketch(aten.exp.default, weight)
+    rest = sketch(aten.add.Tensor, sketch(aten.add.Tensor, x, t), sketch(aten.mul.Tensor, x, scaled))
+    sketch.output(rest, early, view)
+    inside = depending_on(sketch.graph, [t])
     assert scaled in inside
-    assert frontier(tiny.graph, inside) == [early]
+    assert frontier(sketch.graph, inside) == [early]
 
 
 def test_several_results_are_taken_from_what_was_split() -> None:
-    tiny = Tiny()
-    x, t = tiny.input("x", 2, 4), tiny.input("t", 2, 8)
-    exp = tiny.call(aten.exp.default, t)
-    shift, scale = tiny.items(tiny.call(aten.chunk.default, exp, 2, -1), 0, 1)
-    tiny.output(tiny.call(aten.add.Tensor, tiny.call(aten.mul.Tensor, x, scale), shift))
-    assert frontier(tiny.graph, depending_on(tiny.graph, [t])) == [exp]
+    sketch = Sketch()
+    x, t = sketch.input("x", 2, 4), sketch.input("t", 2, 8)
+    exp = sketch(aten.exp.default, t)
+    shift, scale = sketch.items(sketch(aten.chunk.default, exp, 2, -1), 0, 1)
+    sketch.output(sketch(aten.add.Tensor, sketch(aten.mul.Tensor, x, scale), shift))
+    assert frontier(sketch.graph, depending_on(sketch.graph, [t])) == [exp]
 
 
 def test_what_yields_several_new_tensors_is_left() -> None:
-    tiny = Tiny()
-    x, t = tiny.input("x", 2, 4), tiny.input("t", 2, 4)
-    highest = tiny.call(aten.max.dim, t, 1, True)
-    (value,) = tiny.items(highest, 0)
-    tiny.output(tiny.call(aten.add.Tensor, x, value))
-    assert frontier(tiny.graph, depending_on(tiny.graph, [t])) == []
+    sketch = Sketch()
+    x, t = sketch.input("x", 2, 4), sketch.input("t", 2, 4)
+    highest = sketch(aten.max.dim, t, 1, True)
+    (value,) = sketch.items(highest, 0)
+    sketch.output(sketch(aten.add.Tensor, x, value))
+    assert frontier(sketch.graph, depending_on(sketch.graph, [t])) == []
 
 
 def test_what_values_are_computed_from_comes_in_order_without_inputs() -> None:
     block = Block()
-    inside = depending_on(block.tiny.graph, [block.t, block.text])
+    inside = depending_on(block.sketch.graph, [block.t, block.text])
     assert behind([block.shifted], inside) == [block.weight, block.table, block.linear, block.shifted]
     assert behind([block.both, block.flat], inside) == [
         block.weight, block.table, block.linear, block.shifted, block.flat, block.sum, block.both,
@@ -249,8 +249,8 @@ def test_blocks_take_values_from_outside_and_give_what_they_gave(keys: bool) -> 
     program = block.program()
     body = program.bodies["block0"]
     before = [ran(program, rows) for rows in (5, 2)]
-    inside = depending_on(block.tiny.graph, [block.t, block.text])
-    wanted = frontier(block.tiny.graph, inside)
+    inside = depending_on(block.sketch.graph, [block.t, block.text])
+    wanted = frontier(block.sketch.graph, inside)
     results = []
     for call in program.calls_of(body):
         copies = into_outer(program, body, call, behind(wanted, inside), "moving")
@@ -281,7 +281,7 @@ def test_copies_know_their_parameters_and_sizes() -> None:
     block = Block()
     program = block.program()
     (call, _), body = program.block_nodes, program.bodies["block0"]
-    block.weight.meta["val"] = block.tiny.fake(8, 4, dtype=torch.float32).t()
+    block.weight.meta["val"] = block.sketch.fake(8, 4, dtype=torch.float32).t()
     copies = into_outer(program, body, call, [block.weight, block.flat], "moving")
     weight = copies[block.weight].meta["val"]
     assert (weight.shape, weight.stride(), weight.dtype) == ((4, 8), (1, 4), torch.float32)

@@ -8,36 +8,34 @@ from typing import Any
 
 import pytest
 import sympy
-import torch
 from torch import fx
 
 from sparsify.errors import RewriteError
 from sparsify.layout import Layouts, TokenAxis, size_of_sum
 from sparsify.program import DENSITY, Program
 
-from .graphs import Sizes, block, body_of, call, expr, program_of
-
-aten = torch.ops.aten
+from .sketch import Sketch, aten, expr
 
 
 class Made:
     """An outer graph whose token grid is time x height x width, or the last of these, with a text of some rows."""
 
     def __init__(self, axes: int = 2, fixed: tuple[int, ...] = (), sequence: Any = 0) -> None:
-        self.sizes, self.graph = Sizes(), fx.Graph()
-        self.b, self.s, self.t, self.h, self.w = self.sizes.new(2, 5, 3, 4, 6)
+        self.sketch = Sketch()
+        self.graph = self.sketch.graph
+        self.b, self.s, self.t, self.h, self.w = self.sketch.sizes(2, 5, 3, 4, 6)
         grid = fixed or tuple(map(expr, (self.t, self.h, self.w)[3 - axes :]))
-        self.program: Program = program_of(self.graph, self.sizes, grid=grid, sequence=sequence)
+        self.program: Program = self.sketch.program(grid=grid, sequence=sequence)
 
     @property
     def layouts(self) -> Layouts:
         return Layouts(self.program)
 
     def tensor(self, *shape: Any) -> fx.Node:
-        return self.sizes.tensor(self.graph, f"x{len(self.graph.nodes)}", *shape)
+        return self.sketch.input(f"x{len(self.graph.nodes)}", *shape)
 
     def __call__(self, target: Any, *args: Any) -> fx.Node:
-        return call(self.graph, target, *args)
+        return self.sketch(target, *args)
 
     def cat(self, *parts: fx.Node, axis: int | None = 1) -> fx.Node:
         return self(aten.cat.default, list(parts), *(() if axis is None else (axis,)))
@@ -45,7 +43,7 @@ class Made:
     def pool(self, *hints: int) -> tuple[sympy.Expr, ...]:
         """Insert the density node; the sides of the pooled grid."""
         density = self.graph.create_node("call_module", DENSITY)
-        pooled = self.sizes.new(*hints)
+        pooled = self.sketch.sizes(*hints)
         for side in reversed(range(len(hints))):  # not in their order
             self.graph.call_function(operator.getitem, (density, side)).meta["val"] = pooled[side]
         return tuple(map(expr, pooled))
@@ -81,7 +79,7 @@ def test_a_tensor_holds_the_grid_if_its_axes_have_all_sides_but_the_time(
 
 def test_what_is_no_tensor_holds_no_grid() -> None:
     made = Made()
-    node = made.sizes.number(made.graph, "n", made.h * made.w)
+    node = made.sketch.number("n", made.h * made.w)
     assert not made.layouts.holds_grid(node) and made.layouts.of(node) == ()
     assert Made(fixed=(4, 4)).layouts.sides_in(16) == [0, 1]
 
@@ -269,7 +267,7 @@ def test_a_value_that_two_ways_lead_to_is_looked_at_once() -> None:
     for _ in range(60):
         node = made.graph.call_function(aten.add.Tensor, (made.graph.call_function(aten.neg.default, (node,)), node))
         for each in (node, node.args[0]):
-            each.meta["val"] = made.sizes.fake(made.b, size)  # type: ignore[union-attr]
+            each.meta["val"] = made.sketch.fake(made.b, size)  # type: ignore[union-attr]
     with pytest.raises(RewriteError, match="on which side"):
         made.layouts.of(node)
 
@@ -293,13 +291,13 @@ def test_rows_beside_a_grid_of_numbers() -> None:
     assert made.layouts.of(text) == ()
 
 
-def with_block(made: Made, *args: fx.Node, write: Callable[[fx.Graph, Sizes], Any], updates: list[int]) -> fx.Node:
+def with_block(made: Made, *args: fx.Node, write: Callable[[Sketch], Any], updates: list[int]) -> fx.Node:
     """A block that is called with ``args``; ``write`` makes its inputs and nodes."""
-    graph, sizes = fx.Graph(), Sizes()
-    write(graph, sizes)
-    made.program.bodies["block0"] = body_of(graph, updates=updates)
+    inside = Sketch()
+    write(inside)
+    body = made.program.bodies["block0"] = inside.body(updates=updates)
     made.program.paths = ["blocks.0"]
-    return block(made.graph, "blocks.0", "block0", *args)
+    return made.sketch.block("blocks.0", body, *args)
 
 
 def test_a_block_hands_on_the_rows_of_the_input_that_it_updates() -> None:
@@ -308,9 +306,9 @@ def test_a_block_hands_on_the_rows_of_the_input_that_it_updates() -> None:
     other = made.cat(tokens, text)
     joined = made.cat(text, tokens)
 
-    def write(graph: fx.Graph, sizes: Sizes) -> None:
-        (n,) = sizes.new(29)
-        sizes.tensor(graph, "other", 2, n, 8), sizes.tensor(graph, "x", 2, n, 8)
+    def write(sketch: Sketch) -> None:
+        (n,) = sketch.sizes(29)
+        sketch.input("other", 2, n, 8), sketch.input("x", 2, n, 8)
 
     node = with_block(made, other, joined, write=write, updates=[1])
     assert made.layouts.of(node) == (TokenAxis(1, (0, 1), expr(made.s), 0),)
@@ -322,9 +320,9 @@ def test_one_of_several_results_of_a_block_is_the_input_that_it_updates() -> Non
     made = Made()
     tokens, text = (made.tensor(made.b, rows, 8) for rows in (made.h * made.w, made.s))
 
-    def write(graph: fx.Graph, sizes: Sizes) -> None:
-        n, m = sizes.new(29, 29)
-        sizes.tensor(graph, "x", 2, n, 8), sizes.tensor(graph, "y", 2, m, 8)
+    def write(sketch: Sketch) -> None:
+        n, m = sketch.sizes(29, 29)
+        sketch.input("x", 2, n, 8), sketch.input("y", 2, m, 8)
 
     node = with_block(made, made.cat(text, tokens), made.cat(tokens, text), write=write, updates=[0, 1])
     for output, before, after in ((0, expr(made.s), 0), (1, 0, expr(made.s))):
@@ -345,12 +343,12 @@ def test_text_that_a_block_joins_inside_tells_the_side_of_tables_outside(first: 
     tokens, text = (made.tensor(*shape(rows)) for rows in (made.h * made.w, made.s))
     table = made.tensor(made.s + made.h * made.w, 8)
 
-    def write(graph: fx.Graph, sizes: Sizes) -> None:
-        n, s = sizes.new(24, 5)
-        x, text = (sizes.tensor(graph, name, *shape(rows)) for name, rows in (("x", n), ("text", s)))
+    def write(sketch: Sketch) -> None:
+        n, s = sketch.sizes(24, 5)
+        x, text = (sketch.input(name, *shape(rows)) for name, rows in (("x", n), ("text", s)))
         parts = [text, x, text] if first else [x, text]
-        call(graph, aten.cat.default, [x, x], 2)
-        call(graph, aten.cat.default, parts[:2] if first else parts, *(() if axis is None else (axis,)))
+        sketch(aten.cat.default, [x, x], 2)
+        sketch(aten.cat.default, parts[:2] if first else parts, *(() if axis is None else (axis,)))
 
     with_block(made, tokens, text, write=write, updates=[0])
     s = expr(made.s)
@@ -362,11 +360,11 @@ def test_text_on_both_sides_inside_a_block() -> None:
     tokens, text = (made.tensor(made.b, rows, 8) for rows in (made.h * made.w, made.s))
     table = made.tensor(2 * made.s + 3 + made.h * made.w, 8)
 
-    def write(graph: fx.Graph, sizes: Sizes) -> None:
-        n, s = sizes.new(24, 5)
-        x, text = sizes.tensor(graph, "x", 2, n, 8), sizes.tensor(graph, "text", 2, s, 8)
-        three = call(graph, aten.slice.Tensor, x, 1, 0, 3)
-        call(graph, aten.cat.default, [text, three, x, text], 1)
+    def write(sketch: Sketch) -> None:
+        n, s = sketch.sizes(24, 5)
+        x, text = sketch.input("x", 2, n, 8), sketch.input("text", 2, s, 8)
+        three = sketch(aten.slice.Tensor, x, 1, 0, 3)
+        sketch(aten.cat.default, [text, three, x, text], 1)
 
     with_block(made, tokens, text, write=write, updates=[0])
     s = expr(made.s)
@@ -379,10 +377,10 @@ def test_text_that_is_joined_to_tokens_with_rows_of_their_own() -> None:
     tokens, text, history = (made.tensor(made.b, rows, 8) for rows in (made.h * made.w, made.s, 3))
     table = made.tensor(3 + made.s + made.h * made.w, 8)
 
-    def write(graph: fx.Graph, sizes: Sizes) -> None:
-        n, s = sizes.new(27, 5)
-        x, text = sizes.tensor(graph, "x", 2, n, 8), sizes.tensor(graph, "text", 2, s, 8)
-        call(graph, aten.cat.default, [text, x], 1)
+    def write(sketch: Sketch) -> None:
+        n, s = sketch.sizes(27, 5)
+        x, text = sketch.input("x", 2, n, 8), sketch.input("text", 2, s, 8)
+        sketch(aten.cat.default, [text, x], 1)
 
     with_block(made, made.cat(history, tokens), text, write=write, updates=[0])
     s = expr(made.s)
@@ -394,11 +392,11 @@ def test_tokens_joined_to_tokens_inside_say_nothing() -> None:
     tokens, text = (made.tensor(made.b, rows, 8) for rows in (made.h * made.w, made.s))
     table = made.tensor(made.s + made.h * made.w, 8)
 
-    def write(graph: fx.Graph, sizes: Sizes) -> None:
-        n, s = sizes.new(24, 5)
-        x, text = sizes.tensor(graph, "x", 2, n, 8), sizes.tensor(graph, "text", 2, s, 8)
-        call(graph, aten.cat.default, [x, text, x], 1)
-        call(graph, aten.cat.default, [text, text], 1)
+    def write(sketch: Sketch) -> None:
+        n, s = sketch.sizes(24, 5)
+        x, text = sketch.input("x", 2, n, 8), sketch.input("text", 2, s, 8)
+        sketch(aten.cat.default, [x, text, x], 1)
+        sketch(aten.cat.default, [text, text], 1)
 
     with_block(made, tokens, text, write=write, updates=[0])
     with pytest.raises(RewriteError, match="on which side"):
@@ -410,10 +408,10 @@ def test_what_was_said_goes_before_what_is_joined_inside() -> None:
     tokens, text = (made.tensor(made.b, rows, 8) for rows in (made.h * made.w, made.s))
     table = made.tensor(made.s + made.h * made.w, 8)
 
-    def write(graph: fx.Graph, sizes: Sizes) -> None:
-        n, s = sizes.new(24, 5)
-        x, text = sizes.tensor(graph, "x", 2, n, 8), sizes.tensor(graph, "text", 2, s, 8)
-        call(graph, aten.cat.default, [x, text], 1)
+    def write(sketch: Sketch) -> None:
+        n, s = sketch.sizes(24, 5)
+        x, text = sketch.input("x", 2, n, 8), sketch.input("text", 2, s, 8)
+        sketch(aten.cat.default, [x, text], 1)
 
     with_block(made, tokens, text, write=write, updates=[0])
     made.program.rows_before = {expr(made.s): expr(made.s)}

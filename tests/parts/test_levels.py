@@ -24,37 +24,37 @@ from sparsify.program import DENSITY, Program, Twin
 from sparsify.shapes import shape_of, size_of
 from sparsify.side_inputs import Pooling
 
-from .tiny_graphs import Tiny, aten
+from .sketch import Sketch, aten
 
 TEXT = 5
 POOLED = {2: (3, 4), 3: (2, 3, 4)}
 
 
 @functools.cache
-def built(sizes: tuple[int, ...], fixed: bool, text: str, **density: Any) -> tuple[Tiny, Program, dict[str, str]]:
+def built(sizes: tuple[int, ...], fixed: bool, text: str, **density: Any) -> tuple[Sketch, Program, dict[str, str]]:
     """The program of a :class:`Model` and the names of its nodes; copies of it share what is known of its sizes."""
-    tiny = Tiny()
-    sides = list(sizes) if fixed else [tiny.size(f"side{axis}", side) for axis, side in enumerate(sizes)]
-    image = tiny.input("image", 2, 4, *sides)
-    tiny.input("t", 2)
-    other = tiny.input("text", 2, TEXT, 4)
-    tokens = tiny.call(aten.transpose.int, tiny.call(aten.flatten.using_ints, image, 2, -1), 1, 2)
+    sketch = Sketch()
+    sides = list(sizes) if fixed else [sketch.size(side) for axis, side in enumerate(sizes)]
+    image = sketch.input("image", 2, 4, *sides)
+    sketch.input("t", 2)
+    other = sketch.input("text", 2, TEXT, 4)
+    tokens = sketch(aten.transpose.int, sketch(aten.flatten.using_ints, image, 2, -1), 1, 2)
     if text:
-        tokens = tiny.call(aten.cat.default, [other, tokens] if text == "before" else [tokens, other], 1)
-    table = tiny.call(aten.mean.dim, tokens, [0])
-    mask = tiny.call(aten.matmul.default, table, tiny.call(aten.transpose.int, table, 0, 1))
-    first = tiny.block("blocks.0", "block0", tokens, table)
-    between = tiny.call(aten.mul.Tensor, first, 2.0)
-    second = tiny.block("blocks.1", "block0", between, table)
-    tiny.output(second)
-    body = Tiny(tiny)
-    rows = body.size("tokens", 7)
-    body.output(body.call(aten.add.Tensor, body.input("x", 2, rows, 4), body.input("table", rows, 4)))
-    program = tiny.program([body.body(moving=[rows])], grid=tuple(map(size_of, sides)), timestep="t")
+        tokens = sketch(aten.cat.default, [other, tokens] if text == "before" else [tokens, other], 1)
+    table = sketch(aten.mean.dim, tokens, [0])
+    mask = sketch(aten.matmul.default, table, sketch(aten.transpose.int, table, 0, 1))
+    first = sketch.block("blocks.0", "block0", tokens, table)
+    between = sketch(aten.mul.Tensor, first, 2.0)
+    second = sketch.block("blocks.1", "block0", between, table)
+    sketch.output(second)
+    body = Sketch(sketch)
+    rows = body.size(7)
+    body.output(body(aten.add.Tensor, body.input("x", 2, rows, 4), body.input("table", rows, 4)))
+    program = sketch.program(body.body(moving=[rows]), grid=tuple(map(size_of, sides)), timestep="t")
     InsertDensity(Density.constant(**density)).run(program)
     nodes = {"image": image, "text": other, "tokens": tokens, "table": table, "mask": mask}
     nodes |= {"first": first, "between": between, "second": second}
-    return tiny, program, {key: node.name for key, node in nodes.items()}
+    return sketch, program, {key: node.name for key, node in nodes.items()}
 
 
 class Model:
@@ -72,8 +72,8 @@ class Model:
     def __init__(self, *grid: int, fixed: bool = False, text: str = "", **density: Any) -> None:
         base, program, names = built(grid, fixed, text, **(density or {"grid": POOLED[len(grid)]}))
         self.program = copy_program(program)
-        self.tiny = Tiny(base)
-        self.tiny.graph = self.program.graph
+        self.sketch = Sketch(base)
+        self.sketch.graph = self.program.graph
         nodes = {node.name: node for node in self.program.graph.nodes}
         vars(self).update({key: nodes[name] for key, name in names.items()})
         self.marked: list[tuple[fx.Node, fx.Node]] = []
@@ -158,7 +158,7 @@ def test_a_mask_is_pooled_along_both_axes_or_those_that_are_asked_for(model: Mod
 
 def test_what_does_not_follow_the_tokens_is_the_same_at_both_levels(model: Model) -> None:
     levels, timestep = model.levels, model.program.placeholders[1]
-    size = model.tiny.graph.call_function(aten.sym_size.int, (model.text, 1))
+    size = model.sketch.graph.call_function(aten.sym_size.int, (model.text, 1))
     size.meta["val"] = TEXT
     for value in (3, None, "text", timestep, model.text, size, moved(model)):
         assert levels.at_sparse(value) is value
@@ -169,10 +169,10 @@ def test_what_does_not_follow_the_tokens_is_the_same_at_both_levels(model: Model
 
 def test_sizes_are_pooled_too(model: Model) -> None:
     with model.at(model.first):
-        rows = model.tiny.call(aten.sym_size.int, model.tokens, 1)
-        twice = model.tiny.call(operator.mul, rows, 2)
-        batch = model.tiny.size("batch", 3)
-        other = model.tiny.call(aten.sym_size.int, model.tiny.call(aten.expand.default, model.text, [2, TEXT, 4]), 1)
+        rows = model.sketch(aten.sym_size.int, model.tokens, 1)
+        twice = model.sketch(operator.mul, rows, 2)
+        batch = model.sketch.size(3)
+        other = model.sketch(aten.sym_size.int, model.sketch(aten.expand.default, model.text, [2, TEXT, 4]), 1)
         other.meta["val"] = batch
         pooled, pooled_twice = model.levels.at_sparse(rows), model.levels.at_sparse(twice)
         assert model.levels.at_sparse(other) is other
@@ -218,7 +218,7 @@ def test_rotations_are_scaled_back(model: Model) -> None:
 
 def test_a_cosine_is_scaled_back_with_its_sine(model: Model) -> None:
     with model.at(model.first):
-        sine = model.tiny.call(aten.sin.default, model.table)
+        sine = model.sketch(aten.sin.default, model.table)
         asked: list[Any] = []
 
         def pooling(node: fx.Node, siblings: Any) -> Pooling:
@@ -240,8 +240,8 @@ def test_a_cosine_is_scaled_back_with_its_sine(model: Model) -> None:
 def test_frames_that_are_kept_are_not_pooled(pools_time: bool) -> None:
     model = Model(4, 6, 8, rate=0.75, pools_time=pools_time)
     with model.at(model.first):
-        per_frame = model.tiny.call(aten.mean.dim, model.image, [3, 4])  # (2, 4, frames)
-        per_row = model.tiny.call(aten.mean.dim, model.image, [2, 4])  # (2, 4, rows)
+        per_frame = model.sketch(aten.mean.dim, model.image, [3, 4])  # (2, 4, frames)
+        per_row = model.sketch(aten.mean.dim, model.image, [2, 4])  # (2, 4, rows)
         pooled = model.levels.at_sparse(per_frame)
         assert model.levels.at_sparse(per_row) is not per_row
         assert shape_of(model.levels.at_sparse(model.tokens)) == (2, model.pooled(), 4)
@@ -267,7 +267,7 @@ def test_only_tensors_are_siblings_of_keys(model: Model) -> None:
     split = model.program.bodies["block0"]
     split.twins = (Twin(0, "key"),)
     with model.at(model.first):
-        size = model.tiny.call(aten.sym_size.int, model.tokens, 1)
+        size = model.sketch(aten.sym_size.int, model.tokens, 1)
         model.levels.keys_at_sparse(split, [model.tokens, size, model.table, 3])
     assert asked == [[model.tokens, model.table]]
 
@@ -296,7 +296,7 @@ def test_of_several_results_those_that_hold_tokens_become_sparse() -> None:
     model.first.meta["val"] = (model.tokens.meta["val"], model.text.meta["val"])
     model.first.args = (model.tokens, model.text)
     with graph.inserting_before(model.between):
-        tokens, text = model.tiny.items(model.first, 0, 1)
+        tokens, text = model.sketch.items(model.first, 0, 1)
     model.between.args = (tokens, 2.0)
     with model.at(model.first):
         args = [model.levels.at_sparse(argument) for argument in model.first.args]
@@ -323,7 +323,7 @@ def test_an_operator_works_on_sparse_values(model: Model) -> None:
 def test_the_other_operands_of_a_sparse_operator_are_pooled(model: Model) -> None:
     first = moved(model)
     with model.at(model.between):
-        node = model.tiny.graph.call_function(aten.add.Tensor, (first, model.table), {"alpha": 2})
+        node = model.sketch.graph.call_function(aten.add.Tensor, (first, model.table), {"alpha": 2})
         node.meta["val"] = model.tokens.meta["val"]
     with model.at(node):
         model.levels.move_operator(node)
@@ -335,7 +335,7 @@ def test_the_other_operands_of_a_sparse_operator_are_pooled(model: Model) -> Non
 def test_shapes_in_numbers_become_sparse_too() -> None:
     model = Model(6, 8, fixed=True)
     with model.at(model.between):
-        heads = model.tiny.call(aten.reshape.default, model.first, [2, 48, 2, 2])
+        heads = model.sketch(aten.reshape.default, model.first, [2, 48, 2, 2])
     moved(model)
     with model.at(heads):
         model.levels.move_operator(heads)
@@ -345,7 +345,7 @@ def test_shapes_in_numbers_become_sparse_too() -> None:
 
 def test_a_dense_size_stays_dense(model: Model) -> None:
     with model.at(model.between):
-        rows = model.tiny.call(aten.sym_size.int, model.first, 1)
+        rows = model.sketch(aten.sym_size.int, model.first, 1)
     moved(model)
     model.levels.move_operator(rows)
     assert rows.args == (model.tokens, 1)
@@ -373,7 +373,7 @@ def test_an_operator_that_makes_something_else_of_sparse_tokens_is_refused() -> 
 def refused(function: Callable[..., Any], words: str) -> None:
     model = Model(6, 8)
     with model.at(model.between):
-        node = model.tiny.call(function, model.first)
+        node = model.sketch(function, model.first)
     moved(model)
     with pytest.raises(RewriteError, match=words):
         model.levels.move_operator(node)
@@ -385,7 +385,7 @@ def refused(function: Callable[..., Any], words: str) -> None:
 
 def test_around_the_module_its_operators_are_made_again(model: Model) -> None:
     with model.at(model.second):
-        twice = model.tiny.call(aten.add.Tensor, model.between, model.between, alpha=3)
+        twice = model.sketch(aten.add.Tensor, model.between, model.between, alpha=3)
     first = moved(model)
     model.levels.move_operator(model.between)
     model.levels.move_operator(twice)

@@ -14,33 +14,37 @@ from sparsify.passes import MeanBeforeLinear
 from sparsify.program import Body
 from sparsify.shapes import shape_of
 
-from .tiny_graphs import Tiny, aten, of_bodies, run, targets
+from .sketch import Sketch, aten, of_bodies, run, targets
 
 LINEAR, EXPAND, MEAN = aten.linear.default, aten.expand.default, aten.mean.dim
-Step = Callable[[Tiny, fx.Node], fx.Node]
+Step = Callable[[Sketch, fx.Node], fx.Node]
 
 
 class Block:
     """Tokens (2, N, 4), something done to them, their mean copied to all, and something done to the copies."""
 
     def __init__(self, before: Step, after: Step, mean: tuple[Any, ...] = ([1], True), **options: Any) -> None:
-        self.tiny = tiny = Tiny()
-        self.tokens = tiny.size("tokens", 7)
-        self.x, self.weight, self.scale = tiny.input("x", 2, self.tokens, 4), tiny.input("w", 4, 4), tiny.input("s", 2, 1, 4)
-        self.count = tiny.call(aten.sym_size.int, self.x, 1)
-        source = before(tiny, self.x)
-        self.mean = tiny.call(MEAN, source, *mean, **options)
-        self.copies = tiny.call(EXPAND, self.mean, [self.count if size == 1 else -1 for size in shape_of(self.mean)])
-        self.result = after(tiny, self.copies)
+        self.sketch = sketch = Sketch()
+        self.tokens = sketch.size(7)
+        self.x, self.weight, self.scale = (
+            sketch.input("x", 2, self.tokens, 4),
+            sketch.input("w", 4, 4),
+            sketch.input("s", 2, 1, 4),
+        )
+        self.count = sketch(aten.sym_size.int, self.x, 1)
+        source = before(sketch, self.x)
+        self.mean = sketch(MEAN, source, *mean, **options)
+        self.copies = sketch(EXPAND, self.mean, [self.count if size == 1 else -1 for size in shape_of(self.mean)])
+        self.result = after(sketch, self.copies)
 
     def body(self, *others: fx.Node) -> Body:
-        self.tiny.output(self.result, *others)
-        return self.tiny.body(moving=[self.tokens])
+        self.sketch.output(self.result, *others)
+        return self.sketch.body(moving=[self.tokens])
 
     def ran(self, rows: int) -> Any:
         torch.manual_seed(rows)
         inputs = [torch.rand(2, rows, 4), torch.rand(4, 4), torch.rand(2, 1, 4)]
-        return run(self.tiny.graph, *(each.double() for each in inputs))
+        return run(self.sketch.graph, *(each.double() for each in inputs))
 
     def rewritten(self, *others: fx.Node) -> list[Any]:
         """The operators after the pass, which applies once and changes no value."""
@@ -52,36 +56,36 @@ class Block:
             for one, other in zip(got, want, strict=True) if isinstance(want, tuple) else [(got, want)]:
                 assert torch.allclose(one, other, atol=1e-12)
                 assert one.shape == other.shape
-        return [target for target in targets(self.tiny.graph) if target is not aten.sym_size.int]
+        return [target for target in targets(self.sketch.graph) if target is not aten.sym_size.int]
 
     def is_left(self) -> bool:
         return MeanBeforeLinear().run(of_bodies(self.body())) == 0
 
 
-def same(tiny: Tiny, node: fx.Node) -> fx.Node:
+def same(sketch: Sketch, node: fx.Node) -> fx.Node:
     return node
 
 
-def weight(tiny: Tiny) -> fx.Node:
-    return tiny.graph.find_nodes(op="placeholder")[1]
+def weight(sketch: Sketch) -> fx.Node:
+    return sketch.graph.find_nodes(op="placeholder")[1]
 
 
-def linear(tiny: Tiny, node: fx.Node) -> fx.Node:
-    return tiny.call(LINEAR, node, weight(tiny))
+def linear(sketch: Sketch, node: fx.Node) -> fx.Node:
+    return sketch(LINEAR, node, weight(sketch))
 
 
-def residual(tiny: Tiny, node: fx.Node) -> fx.Node:
-    return tiny.call(aten.add.Tensor, tiny.graph.find_nodes(op="placeholder")[0], node)
+def residual(sketch: Sketch, node: fx.Node) -> fx.Node:
+    return sketch(aten.add.Tensor, sketch.graph.find_nodes(op="placeholder")[0], node)
 
 
-def modulated(tiny: Tiny, node: fx.Node) -> fx.Node:
-    return tiny.call(aten.mul.Tensor, node, tiny.graph.find_nodes(op="placeholder")[2])
+def modulated(sketch: Sketch, node: fx.Node) -> fx.Node:
+    return sketch(aten.mul.Tensor, node, sketch.graph.find_nodes(op="placeholder")[2])
 
 
 def both(*steps: Step) -> Step:
-    def step(tiny: Tiny, node: fx.Node) -> fx.Node:
+    def step(sketch: Sketch, node: fx.Node) -> fx.Node:
         for each in steps:
-            node = each(tiny, node)
+            node = each(sketch, node)
         return node
 
     return step
@@ -90,7 +94,7 @@ def both(*steps: Step) -> Step:
 def test_the_mean_moves_in_front_of_a_linear_map() -> None:
     block = Block(linear, residual)
     assert block.rewritten() == [MEAN, LINEAR, aten.add.Tensor]
-    (mean,) = block.tiny.graph.find_nodes(op="call_function", target=MEAN)
+    (mean,) = block.sketch.graph.find_nodes(op="call_function", target=MEAN)
     assert mean.args == (block.x, [1], True)
     assert mean.meta["provenance"].pass_name == "mean-before-linear"
     assert mean.meta["provenance"].origin == block.mean.name
@@ -99,28 +103,28 @@ def test_the_mean_moves_in_front_of_a_linear_map() -> None:
 def test_a_linear_map_of_copies_is_made_once() -> None:
     block = Block(same, both(linear, residual))
     assert block.rewritten() == [MEAN, LINEAR, aten.add.Tensor]
-    assert shape_of(block.tiny.graph.find_nodes(op="call_function", target=LINEAR)[0]) == (2, 1, 4)
+    assert shape_of(block.sketch.graph.find_nodes(op="call_function", target=LINEAR)[0]) == (2, 1, 4)
 
 
 def test_everything_on_the_way_moves() -> None:
     block = Block(both(modulated, linear, modulated), both(modulated, linear, modulated, residual))
     muls = [aten.mul.Tensor]
     assert block.rewritten() == [MEAN, *muls, LINEAR, *muls, *muls, LINEAR, *muls, aten.add.Tensor]
-    assert all(shape_of(node)[1] == 1 for node in block.tiny.graph.find_nodes(op="call_function", target=aten.mul.Tensor))
+    assert all(shape_of(node)[1] == 1 for node in block.sketch.graph.find_nodes(op="call_function", target=aten.mul.Tensor))
 
 
 def test_what_is_no_linear_map_of_the_tokens_ends_the_way() -> None:
-    squared = both(lambda tiny, node: tiny.call(aten.mul.Tensor, node, node), linear)
+    squared = both(lambda sketch, node: sketch(aten.mul.Tensor, node, node), linear)
     block = Block(squared, residual)
     assert block.rewritten() == [aten.mul.Tensor, MEAN, LINEAR, aten.add.Tensor]
 
 
 def test_what_needs_all_copies_gets_them() -> None:
-    block = Block(linear, lambda tiny, node: tiny.call(aten.exp.default, node))
+    block = Block(linear, lambda sketch, node: sketch(aten.exp.default, node))
     assert block.rewritten() == [MEAN, LINEAR, EXPAND, aten.exp.default]
-    block = Block(same, both(linear, lambda tiny, node: tiny.call(aten.exp.default, node)))
+    block = Block(same, both(linear, lambda sketch, node: sketch(aten.exp.default, node)))
     assert block.rewritten() == [MEAN, LINEAR, EXPAND, aten.exp.default]
-    (copies,) = block.tiny.graph.find_nodes(op="call_function", target=EXPAND)
+    (copies,) = block.sketch.graph.find_nodes(op="call_function", target=EXPAND)
     assert shape_of(copies) == shape_of(block.x)
     assert copies.args[1][0] == copies.args[1][2] == -1  # type: ignore[index]
     assert copies.meta["provenance"].pass_name == "mean-before-linear"
@@ -128,21 +132,21 @@ def test_what_needs_all_copies_gets_them() -> None:
 
 def test_copies_with_several_readers() -> None:
     block = Block(same, both(linear, residual))
-    exp = block.tiny.call(aten.exp.default, block.copies)
+    exp = block.sketch(aten.exp.default, block.copies)
     assert block.rewritten(exp) == [MEAN, EXPAND, LINEAR, aten.add.Tensor, aten.exp.default]
 
 
 def test_an_axis_that_moves_is_followed() -> None:
-    def swapped(tiny: Tiny, node: fx.Node) -> fx.Node:
-        return tiny.call(aten.transpose.int, node, 1, 2)
+    def swapped(sketch: Sketch, node: fx.Node) -> fx.Node:
+        return sketch(aten.transpose.int, node, 1, 2)
 
-    def heads(tiny: Tiny, node: fx.Node) -> fx.Node:
-        count = tiny.call(aten.sym_size.int, node, 1)
-        return tiny.call(aten.permute.default, tiny.call(aten.reshape.default, node, [2, count, 2, 2]), [0, 2, 1, 3])
+    def heads(sketch: Sketch, node: fx.Node) -> fx.Node:
+        count = sketch(aten.sym_size.int, node, 1)
+        return sketch(aten.permute.default, sketch(aten.reshape.default, node, [2, count, 2, 2]), [0, 2, 1, 3])
 
-    def merged(tiny: Tiny, node: fx.Node) -> fx.Node:
-        count = tiny.call(aten.sym_size.int, node, 2)
-        return tiny.call(aten.reshape.default, tiny.call(aten.permute.default, node, [0, 2, 1, 3]), [2, count, 4])
+    def merged(sketch: Sketch, node: fx.Node) -> fx.Node:
+        count = sketch(aten.sym_size.int, node, 2)
+        return sketch(aten.reshape.default, sketch(aten.permute.default, node, [0, 2, 1, 3]), [2, count, 4])
 
     block = Block(both(linear, swapped), both(swapped, residual), ([-1], True))
     assert block.rewritten() == [MEAN, LINEAR, aten.transpose.int, aten.transpose.int, aten.add.Tensor]
@@ -168,41 +172,41 @@ def test_other_means_stay(block: Callable[[], Block]) -> None:
 
 
 def test_a_mean_without_its_axis_stays() -> None:
-    tiny = Tiny()
-    tokens = tiny.size("tokens", 7)
-    x, w = tiny.input("x", 2, tokens, 4), tiny.input("w", 4, 4)
+    sketch = Sketch()
+    tokens = sketch.size(7)
+    x, w = sketch.input("x", 2, tokens, 4), sketch.input("w", 4, 4)
     for arguments in (([1],), ([1], False)):
-        mean = tiny.call(MEAN, tiny.call(LINEAR, x, w), *arguments)
-        last = tiny.call(EXPAND, mean, [2, 2, 4])
-    tiny.output(last)
-    assert MeanBeforeLinear().run(of_bodies(tiny.body(moving=[tokens]))) == 0
+        mean = sketch(MEAN, sketch(LINEAR, x, w), *arguments)
+        last = sketch(EXPAND, mean, [2, 2, 4])
+    sketch.output(last)
+    assert MeanBeforeLinear().run(of_bodies(sketch.body(moving=[tokens]))) == 0
 
 
 def test_a_mean_with_another_reader_stays() -> None:
     block = Block(linear, residual)
-    block.tiny.output(block.result, block.mean)
-    assert MeanBeforeLinear().run(of_bodies(block.tiny.body(moving=[block.tokens]))) == 0
+    block.sketch.output(block.result, block.mean)
+    assert MeanBeforeLinear().run(of_bodies(block.sketch.body(moving=[block.tokens]))) == 0
 
 
 def test_a_mean_that_is_not_copied_stays() -> None:
-    tiny = Tiny()
-    tokens = tiny.size("tokens", 7)
-    x, w = tiny.input("x", 2, tokens, 4), tiny.input("w", 4, 4)
-    tiny.output(tiny.call(aten.add.Tensor, x, tiny.call(MEAN, tiny.call(LINEAR, x, w), [1], True)))
-    assert MeanBeforeLinear().run(of_bodies(tiny.body(moving=[tokens]))) == 0
+    sketch = Sketch()
+    tokens = sketch.size(7)
+    x, w = sketch.input("x", 2, tokens, 4), sketch.input("w", 4, 4)
+    sketch.output(sketch(aten.add.Tensor, x, sketch(MEAN, sketch(LINEAR, x, w), [1], True)))
+    assert MeanBeforeLinear().run(of_bodies(sketch.body(moving=[tokens]))) == 0
 
 
 def test_a_mean_over_what_does_not_follow_the_tokens_stays() -> None:
     block = Block(linear, residual)
-    block.tiny.output(block.result)
-    assert MeanBeforeLinear().run(of_bodies(block.tiny.body())) == 0
+    block.sketch.output(block.result)
+    assert MeanBeforeLinear().run(of_bodies(block.sketch.body())) == 0
 
 
 def test_a_linear_map_far_behind_the_copies_is_enough() -> None:
     scaled = both(*[modulated] * 3, linear)
     assert not Block(same, scaled).is_left()
     branches = Block(same, scaled)
-    branches.tiny.call(aten.exp.default, branches.copies)
+    branches.sketch(aten.exp.default, branches.copies)
     assert list(MeanBeforeLinear().match(of_bodies(branches.body())))
 
 

@@ -11,9 +11,10 @@ from torch import fx
 from sparsify.passes import OnceForBlocks
 from sparsify.program import Body, Program
 
-from .hand_made import Sketch, kept_sizes, run_program, targets
+from .running import run_program
+from .shared import kept_sizes
+from .sketch import Sketch, aten, targets
 
-aten = torch.ops.aten
 WEIGHTS = {f"blocks__{index}__w": torch.randn(4, 4) for index in range(3)}
 X, C, D = torch.randn(2, 5, 4), torch.randn(2, 4), torch.randn(2, 4)
 
@@ -37,7 +38,7 @@ def chain(*bodies: Body, same: bool = True, **options: Any) -> Program:
     for index, body in enumerate(bodies):
         own = d if same else outer(aten.mul.Tensor, d, index + 2)
         x = outer.block(f"blocks.{index}", body, x, c, own)
-    outer.done(x)
+    outer.output(x)
     return outer.program(*bodies, **options)
 
 

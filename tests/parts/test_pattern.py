@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,15 +13,11 @@ from sparsify.passes import NodePattern, Pattern, explain, find
 from sparsify.passes.nearest import Miss
 from sparsify.passes.pattern import Match, Place
 
-aten = torch.ops.aten
+from .sketch import aten, of_graphs
 
 
 def graph_of(function: Any) -> fx.Graph:
     return Pattern(function).graph
-
-
-def program(**graphs: Any) -> Any:
-    return SimpleNamespace(graphs=graphs)
 
 
 def two_results(x: Any, y: Any) -> Any:
@@ -111,7 +106,7 @@ def test_where_no_node_meets_the_first_condition_that_is_said() -> None:
 
 def test_places_carry_their_graph_and_its_name() -> None:
     outer, inner = graph_of(lambda a: torch.neg(a)), graph_of(lambda a: torch.neg(torch.neg(a)))
-    places = find(program(outer=outer, block0=inner), NodePattern(is_neg=lambda node: node.target == aten.neg.default))
+    places = find(of_graphs(outer=outer, block0=inner), NodePattern(is_neg=lambda node: node.target == aten.neg.default))
     assert [(place.where, place.graph, place.found.name) for place in places] == [
         ("outer", outer, "neg"),
         ("block0", inner, "neg"),
@@ -150,4 +145,4 @@ def miss(matched: int, kinship: int, reason: str) -> Miss:
     ],
 )
 def test_the_nearest_of_several_misses_is_told(misses: list[Miss | None], want: str | None) -> None:
-    assert explain(program(**{f"graph{index}": each for index, each in enumerate(misses)}), Missing()) == want
+    assert explain(of_graphs(**{f"graph{index}": each for index, each in enumerate(misses)}), Missing()) == want

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -14,9 +13,7 @@ from torch import fx
 from sparsify.passes import PatternPass
 from sparsify.text import graph_text
 
-from .hand_made import Sketch, run, targets
-
-aten = torch.ops.aten
+from .sketch import Sketch, aten, of_graphs, run, targets
 
 
 @dataclass(frozen=True)
@@ -45,17 +42,13 @@ class SwapTwo(Swap):
         return self.by(x, y)
 
 
-def program(**graphs: fx.Graph) -> Any:
-    return SimpleNamespace(graphs=graphs, skips=[])
-
-
 def negs(count: int) -> fx.Graph:
     """That many negations in a row."""
     sketch = Sketch()
     node = sketch.input("x", sketch.size(3), 4)
     for _ in range(count):
         node = sketch(aten.neg.default, node)
-    return sketch.done(node)
+    return sketch.output(node)
 
 
 X = torch.tensor([[1.0, -2.0, 0.5, 3.0]])
@@ -64,14 +57,14 @@ X = torch.tensor([[1.0, -2.0, 0.5, 3.0]])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_every_place_in_a_row_is_replaced(count: int) -> None:
     graph = negs(count)
-    assert Swap(torch.neg, lambda x: x * 3).run(program(outer=graph)) == count
+    assert Swap(torch.neg, lambda x: x * 3).run(of_graphs(outer=graph)) == count
     assert targets(graph) == [aten.mul.Tensor] * count
     assert torch.equal(run(graph, X), X * 3**count)
 
 
 def test_places_come_last_first() -> None:
     graph, other = negs(3), negs(1)
-    places = list(Swap(torch.neg, torch.tanh).match(program(outer=graph, block0=other)))
+    places = list(Swap(torch.neg, torch.tanh).match(of_graphs(outer=graph, block0=other)))
     assert [(place.where, place.found.output.name) for place in places] == [
         ("block0", "neg_default"), ("outer", "neg_default_2"), ("outer", "neg_default_1"), ("outer", "neg_default"),
     ]  # fmt: skip
@@ -80,7 +73,7 @@ def test_places_come_last_first() -> None:
 
 def test_what_is_put_there_says_where_it_comes_from() -> None:
     graph = negs(1)
-    Swap(torch.neg, lambda x: torch.tanh(x) * 2).run(program(outer=graph))
+    Swap(torch.neg, lambda x: torch.tanh(x) * 2).run(of_graphs(outer=graph))
     made = [node for node in graph.nodes if node.op == "call_function"]
     assert [node.meta["provenance"] for node in made] == [("swap", "neg_default")] * 2
     assert [node.meta["val"].shape for node in made] == [made[0].args[0].meta["val"].shape] * 2
@@ -90,9 +83,9 @@ def test_several_results_are_each_replaced() -> None:
     sketch = Sketch()
     x, y = sketch.input("x", 2, 4), sketch.input("y", 3, 4)
     first, second = sketch(aten.relu.default, x), sketch(aten.tanh.default, y)
-    graph = sketch.done(sketch(aten.neg.default, second), first)
+    graph = sketch.output(sketch(aten.neg.default, second), first)
     swap = SwapTwo(lambda x, y: (torch.relu(x), torch.tanh(y)), lambda x, y: [x * 2, y * 3])
-    assert swap.run(program(outer=graph)) == 1
+    assert swap.run(of_graphs(outer=graph)) == 1
     assert aten.relu.default not in targets(graph) and aten.tanh.default not in targets(graph)
     got = run(graph, X.repeat(2, 1), X.repeat(3, 1))
     assert torch.equal(got[0], -3 * X.repeat(3, 1)) and torch.equal(got[1], 2 * X.repeat(2, 1))
@@ -112,7 +105,7 @@ def test_several_results_are_each_replaced() -> None:
 )
 def test_another_kind_of_result_is_refused_and_the_graph_stays(by: Callable[..., Any]) -> None:
     graph = negs(2)
-    before, given = graph_text(graph), program(outer=graph)
+    before, given = graph_text(graph), of_graphs(outer=graph)
     assert Swap(torch.neg, by).run(given) == 0
     assert len(given.skips) == 2
     assert [skip.where for skip in given.skips] == ["neg_default_1 of outer", "neg_default of outer"]
@@ -121,7 +114,7 @@ def test_another_kind_of_result_is_refused_and_the_graph_stays(by: Callable[...,
 
 
 def test_the_reason_names_both_results() -> None:
-    given = program(outer=negs(1))
+    given = of_graphs(outer=negs(1))
     Swap(torch.neg, lambda x: x.sum(-1)).run(given)
     assert given.skips[0].reason == "the replacement yields ['sum_dim_int_list'], not what neg_default does"
 
@@ -132,8 +125,8 @@ def test_an_input_that_is_computed_later_is_refused() -> None:
     x, y = sketch.input("x", 2, 4), sketch.input("y", 2, 4)
     first = sketch(aten.relu.default, x)
     late = sketch(aten.neg.default, y)
-    graph = sketch.done(sketch(aten.tanh.default, late), first)
-    before, given = graph_text(graph), program(outer=graph)
+    graph = sketch.output(sketch(aten.tanh.default, late), first)
+    before, given = graph_text(graph), of_graphs(outer=graph)
     assert SwapTwo(lambda x, y: (torch.relu(x), torch.tanh(y)), lambda x, y: (x, y)).run(given) == 0
     assert given.skips[0].reason == "neg_default is computed behind relu_default, which would come to depend on it"
     assert graph_text(graph) == before
@@ -142,13 +135,13 @@ def test_an_input_that_is_computed_later_is_refused() -> None:
 def test_numbers_that_arguments_stand_for_reach_the_replacement() -> None:
     sketch = Sketch()
     x = sketch.input("x", 2, 4)
-    graph = sketch.done(sketch(aten.mul.Tensor, x, 5))
-    assert SwapTwo(lambda x, y: x * y, lambda x, y: x + y).run(program(outer=graph)) == 1
+    graph = sketch.output(sketch(aten.mul.Tensor, x, 5))
+    assert SwapTwo(lambda x, y: x * y, lambda x, y: x + y).run(of_graphs(outer=graph)) == 1
     assert torch.equal(run(graph, X), X + 5)
 
 
 def test_where_nothing_matches_the_miss_is_told() -> None:
-    given = program(outer=negs(1))
+    given = of_graphs(outer=negs(1))
     assert Swap(torch.tanh, torch.neg).run(given) == 0
     (skip,) = given.skips
     assert skip.where == "the whole model" and "no node is aten.tanh.default" in skip.reason
@@ -163,7 +156,7 @@ def test_a_pattern_is_traced_once() -> None:
 
     swap = Swap(what, torch.neg)
     for _ in range(2):
-        swap.run(program(outer=negs(1)))
+        swap.run(of_graphs(outer=negs(1)))
     assert len(traced) == 1
 
 

@@ -16,9 +16,10 @@ from sparsify.program import Body, Program
 from sparsify.shapes import size_of
 
 from .blocks import attention, block, counted, cumulated, squared
-from .hand_made import Sketch, dense_program, shared_sizes  # noqa: F401
+from .dense import dense_program
+from .shared import shared_sizes  # noqa: F401
+from .sketch import Sketch, aten
 
-aten = torch.ops.aten
 POOLED = Density.table({0: (3, 4), 500: (2, 3)})
 
 
@@ -172,7 +173,7 @@ def odd(*more: str, axis: int = 1) -> Program:
     body = inner.body(
         "block0", attention(inner, x) if axis == 1 else inner(aten.neg.default, x), moving=[tokens], token_axis=axis
     )
-    outer.done(outer.block("blocks.0", body, *args))
+    outer.output(outer.block("blocks.0", body, *args))
     return outer.program(body, grid=(size_of(all_tokens),))
 
 
@@ -245,7 +246,7 @@ def two_results(read: bool) -> Program:
     x, text = inner.input("x", 2, tokens, 4), inner.input("text", 2, 3, 4)
     body = inner.body("block0", attention(inner, x), inner(aten.neg.default, text), moving=[tokens], updates=[0, 1])
     call = outer.block("blocks.0", body, outer.input("x", 2, all_tokens, 4), outer.input("text", 2, 3, 4))
-    outer.done(_item(outer, call, int(not read)))
+    outer.output(_item(outer, call, int(not read)))
     return outer.program(body, grid=(size_of(all_tokens),))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from torch import fx
 
 from sparsify.passes.places import refusal_to_regroup
@@ -13,9 +12,9 @@ from sparsify.passes.split import split_queries_from_keys
 from sparsify.program import Body
 
 from .blocks import attention, block, squared
-from .hand_made import Sketch, dense_program, shared_sizes  # noqa: F401
-
-aten = torch.ops.aten
+from .dense import dense_program
+from .shared import shared_sizes  # noqa: F401
+from .sketch import Sketch, aten
 
 
 def regroup(body: Body) -> str | None:

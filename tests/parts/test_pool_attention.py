@@ -14,9 +14,9 @@ from sparsify.passes import BlockRange, PoolAttention
 from sparsify.program import Body, Program
 from sparsify.shapes import shape_of
 
-from .hand_made import Sketch, kept_sizes, run, targets
+from .shared import kept_sizes
+from .sketch import Sketch, aten, run, targets
 
-aten = torch.ops.aten
 POOL = PoolAttention(BlockRange(0, 0))
 
 
@@ -25,7 +25,7 @@ def pooled(body: Body, **options: Any) -> tuple[Program, Body]:
     outer = Sketch(kept_sizes(role="outer")[0])
     args = [outer.input(node.name, *(3 for _ in shape_of(node))) for node in body.placeholders]
     calls = [outer.block(f"blocks.{index}", body, *args) for index in range(3)]
-    outer.done(*calls)
+    outer.output(*calls)
     program = outer.program(body)
     assert POOL.run(program) == 1, program.skips
     return program, program.bodies["block0.pooling"]
@@ -181,7 +181,7 @@ def test_linear_attention_weighs_all_values_alike(right: bool, steps: Steps, mat
 def refusal(body: Body) -> str | None:
     outer = Sketch(kept_sizes(role="outer")[0])
     args = [outer.input(node.name, *(3 for _ in shape_of(node))) for node in body.placeholders]
-    outer.done(outer.block("blocks.0", body, *args))
+    outer.output(outer.block("blocks.0", body, *args))
     program = outer.program(body)
     assert POOL.run(program) == 0
     assert set(program.bodies) == {"block0"}

@@ -15,9 +15,10 @@ from sparsify.passes.prompt_once import latent_inputs
 from sparsify.program import Body, Program
 from sparsify.shapes import size_of
 
-from .hand_made import Sketch, kept_sizes, run_program, targets
+from .running import run_program
+from .shared import kept_sizes
+from .sketch import Sketch, aten, targets
 
-aten = torch.ops.aten
 Build = Callable[[Sketch, fx.Node], Any]
 
 IMAGE, TIME, TEXT, WORDS = torch.randn(2, 4, 3, 5), torch.rand(2), torch.randn(2, 6, 4), torch.randn(2, 6, 4)
@@ -63,7 +64,7 @@ def model(body: Body, build: Build = nothing, **options: Any) -> Program:
     x = outer(aten.transpose.int, outer(aten.flatten.using_ints, image, 2), 1, 2)
     for index in range(2):
         x = outer.block(f"blocks.{index}", body, x, given)
-    outer.done(x, *results)
+    outer.output(x, *results)
     return outer.program(body, **({"grid": (size_of(h), size_of(w)), "timestep": "time"} | options))
 
 
@@ -278,7 +279,7 @@ def test_numbers_are_no_latents() -> None:
     x, places = outer.input("x", 2, tokens, 4), outer.input("places", 2, tokens, 1, dtype=torch.int64)
     text, count = outer.input("text", 2, 6, 4), outer.number("count", outer.size(9))
     first = outer(aten.add.Tensor, outer(aten.add.Tensor, x, places), count)
-    outer.done(outer.block("blocks.0", body, first, text))
+    outer.output(outer.block("blocks.0", body, first, text))
     program = outer.program(body, grid=(size_of(tokens),), timestep="time")
     assert [node.name for node in latent_inputs(program)] == ["x"]
     inputs = PromptOnce().match(program)

@@ -22,9 +22,8 @@ from sparsify.runtime import SparseModel
 from sparsify.stage import Request, Stage
 from sparsify.tree import Block, kind_of
 
-from .graphs import Sizes, block, body_of
+from .sketch import Sketch, aten
 
-aten = torch.ops.aten
 SIDES = 8
 WANTED = Density.table({0: (6,), 500: (2,)})
 
@@ -55,23 +54,20 @@ class Model(nn.Module):
 
 def program_of_model(model: nn.Module, args: Any, kwargs: Any, **options: Any) -> Program:
     """What a capture makes of the model: the same, and the side of the pooled grid besides."""
-    sizes, graph, inside = Sizes(), fx.Graph(), fx.Graph()
+    outer = Sketch()
+    inside, graph = Sketch(outer), outer.graph
     call, _ = CallSpec.of(model.forward, args, kwargs)
-    tokens = sizes.tensor(inside, "tokens", 2, 4)
-    scaled = inside.call_function(aten.mul.Tensor, (tokens, inside.get_attr("weight")))
-    inside.output(inside.call_function(aten.add.Tensor, (scaled, inside.get_attr("shift"))))
-    body = body_of(inside)
-    body.constants["shift"] = torch.ones(())
-    x, t = sizes.tensor(graph, "x", 2, 4), sizes.tensor(graph, "t", 2)
+    scaled = inside(aten.mul.Tensor, inside.input("tokens", 2, 4), inside.attribute("weight", 4))
+    shifted = inside(aten.add.Tensor, scaled, inside.attribute("shift"))
+    body = inside.body("block0", shifted, constants={"shift": torch.ones(())})
+    x, t = outer.input("x", 2, 4), outer.input("t", 2)
     side = graph.create_node("call_module", DENSITY, (t, SIDES)) if options.pop("pools", True) else None
-    node = block(graph, "blocks.1", "block0", block(graph, "blocks.0", "block0", x))
+    node = outer.block("blocks.1", body, outer.block("blocks.0", body, x))
     for name in options.pop("also", ()):
         graph.create_node("call_module", name, (SIDES if name == GRID else x,))
-    graph.output((graph.call_function(aten.add.Tensor, (node, graph.get_attr("table"))), side))
+    outer.output(outer(aten.add.Tensor, node, outer.attribute("table", 4)), side)
     spec = OutputSpec.of({"y": torch.empty(0), "side": torch.empty(0)})[0]
-    return Program(
-        graph, {}, {"block0": body}, ["blocks.0", "blocks.1"], call, spec, sizes.env, **{"density": WANTED} | options
-    )
+    return outer.program(body, **{"call": call, "output_spec": spec, "density": WANTED} | options)
 
 
 class OfShape:

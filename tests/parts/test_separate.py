@@ -13,7 +13,8 @@ from sparsify.passes.separate import refusal_to_separate, separated
 from sparsify.program import Body, Program
 
 from .blocks import block, counted, cumulated, squared
-from .hand_made import dense_program, shared_sizes  # noqa: F401
+from .dense import dense_program
+from .shared import shared_sizes  # noqa: F401
 
 POOLED = Density.constant(grid=(2, 3))
 MIXED = "something besides attention mixes tokens"

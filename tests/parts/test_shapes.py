@@ -16,27 +16,25 @@ from torch.utils._sympy.functions import FloorDiv
 from sparsify import RewriteError
 from sparsify.shapes import annotate, compute_value, emit_size, new_size, shape_of, size_of, symbolic
 
-from .graphs import Sizes, call, expr
-
-aten = torch.ops.aten
+from .sketch import Sketch, aten, expr
 
 
 def test_a_size_is_a_number_or_an_expression_with_all_that_is_known_put_in() -> None:
-    sizes = Sizes()
-    rows, columns = sizes.new(5, 7)
+    sketch = Sketch()
+    rows, columns = sketch.sizes(5, 7)
     assert size_of(3) == 3 and size_of(rows) == expr(rows)
     assert size_of(2 * rows + columns) == 2 * expr(rows) + expr(columns)
-    sizes.env.replacements[expr(rows)] = expr(columns)
-    sizes.env._update_version_counter()
+    sketch.env.replacements[expr(rows)] = expr(columns)
+    sketch.env._update_version_counter()
     assert size_of(rows) == expr(columns), "what was kept is of another time"
-    sizes.env.replacements[expr(columns)] = sympy.Integer(7)
-    sizes.env._update_version_counter()
+    sketch.env.replacements[expr(columns)] = sympy.Integer(7)
+    sketch.env._update_version_counter()
     assert size_of(columns) == 7 and isinstance(size_of(columns), int)
 
 
 def test_a_size_is_simplified_once_while_nothing_more_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = Sizes(), Sizes()
-    (rows,), (columns,) = first.new(5), second.new(7)
+    first, second = Sketch(), Sketch()
+    (rows,), (columns,) = first.sizes(5), second.sizes(7)
     asked: list[Any] = []
 
     def watch(env: ShapeEnv) -> None:
@@ -52,17 +50,22 @@ def test_a_size_is_simplified_once_while_nothing_more_is_known(monkeypatch: pyte
     for _ in range(3):
         assert size_of(rows) == expr(rows) and size_of(columns) == expr(columns)
     assert asked == [expr(rows), expr(columns)]
-    assert first.new(5)[0] == 5, "one more thing is known"
+    assert first.sizes(5)[0] == 5, "one more thing is known"
     asked.clear()
     assert size_of(rows) == expr(rows) and asked == [expr(rows)]
 
 
 def test_the_shape_of_what_is_no_tensor_is_empty() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    (rows,) = sizes.new(5)
-    assert shape_of(sizes.tensor(graph, "x", 2, rows)) == (2, expr(rows))
-    assert shape_of(sizes.number(graph, "n", rows)) == ()
-    assert shape_of(graph.placeholder("nothing")) == ()
+    sketch = Sketch()
+    (rows,) = sketch.sizes(5)
+    assert shape_of(sketch.input("x", 2, rows)) == (2, expr(rows))
+    assert shape_of(sketch.number("n", rows)) == ()
+    assert shape_of(sketch.graph.placeholder("nothing")) == ()
+
+
+def call(sketch: Sketch, target: Any, *args: Any) -> fx.Node:
+    """A node whose value is made without a mode being given."""
+    return annotate(sketch.graph.call_function(target, args))
 
 
 class Counting:
@@ -78,7 +81,7 @@ class Counting:
     __name__ = "counting"
 
 
-def runs(sizes: Sizes, *pairs: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
+def runs(sketch: Sketch, *pairs: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
     """How often an operator is run for these arguments; tensors among them go through nodes."""
     graph, target = fx.Graph(), Counting()
     for args, kwargs in pairs:
@@ -93,18 +96,18 @@ def runs(sizes: Sizes, *pairs: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
 
         args = tuple(map(given, args))
         node = graph.call_function(target, args, {name: given(value) for name, value in kwargs.items()})
-        value = compute_value(node, values, sizes.mode)
+        value = compute_value(node, values, sketch.mode)
         assert value.shape == values[args[0]].shape
     return target.calls
 
 
 def test_an_operator_is_run_once_for_arguments_that_look_alike() -> None:
-    sizes = Sizes()
-    (rows,) = sizes.new(5)
-    x, y = sizes.fake(2, rows), sizes.fake(2, rows)
-    assert runs(sizes, ((x,), {}), ((y,), {})) == 1
-    assert runs(sizes, ((x, [1, 2], 0.5), {"how": "mean"}), ((y, [1, 2], 0.5), {"how": "mean"})) == 1
-    assert runs(sizes, ((x, rows), {}), ((y, rows * 1), {})) == 1
+    sketch = Sketch()
+    (rows,) = sketch.sizes(5)
+    x, y = sketch.fake(2, rows), sketch.fake(2, rows)
+    assert runs(sketch, ((x,), {}), ((y,), {})) == 1
+    assert runs(sketch, ((x, [1, 2], 0.5), {"how": "mean"}), ((y, [1, 2], 0.5), {"how": "mean"})) == 1
+    assert runs(sketch, ((x, rows), {}), ((y, rows * 1), {})) == 1
 
 
 @pytest.mark.parametrize(
@@ -121,9 +124,9 @@ def test_an_operator_is_run_once_for_arguments_that_look_alike() -> None:
     ],
 )
 def test_an_operator_is_run_again_for_other_numbers(one: Any, other: Any) -> None:
-    sizes = Sizes()
-    x = sizes.fake(2, 3)
-    assert runs(sizes, *(((x, *args), kwargs) for args, kwargs in (one, other))) == 2
+    sketch = Sketch()
+    x = sketch.fake(2, 3)
+    assert runs(sketch, *(((x, *args), kwargs) for args, kwargs in (one, other))) == 2
 
 
 @pytest.mark.parametrize(
@@ -140,106 +143,106 @@ def test_an_operator_is_run_again_for_other_numbers(one: Any, other: Any) -> Non
     ],
 )
 def test_an_operator_is_run_again_for_another_tensor(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    sizes = Sizes()
-    x = sizes.fake(4, 4)
-    with sizes.mode:
+    sketch = Sketch()
+    x = sketch.fake(4, 4)
+    with sketch.mode:
         other = change(torch.empty(4, 4))
-    assert runs(sizes, ((x,), {}), ((other,), {})) == 2
+    assert runs(sketch, ((x,), {}), ((other,), {})) == 2
 
 
 def test_an_operator_is_run_again_for_conjugates_and_negatives() -> None:
-    sizes = Sizes()
-    z = sizes.fake(4, 4, dtype=torch.complex64)
-    with sizes.mode:
+    sketch = Sketch()
+    z = sketch.fake(4, 4, dtype=torch.complex64)
+    with sketch.mode:
         conjugate = z.conj()
         negative, real = conjugate.imag, z.imag
-    assert runs(sizes, ((z,), {}), ((conjugate,), {})) == 2
-    assert runs(sizes, ((real,), {}), ((negative,), {})) == 2
+    assert runs(sketch, ((z,), {}), ((conjugate,), {})) == 2
+    assert runs(sketch, ((real,), {}), ((negative,), {})) == 2
 
 
 def test_an_operator_is_run_again_for_other_symbols() -> None:
-    sizes = Sizes()
-    rows, columns = sizes.new(5, 5)
-    x = sizes.fake(2, rows)
-    assert runs(sizes, ((x,), {}), ((sizes.fake(2, columns),), {})) == 2
-    assert runs(sizes, ((x, rows), {}), ((x, columns), {})) == 2
-    assert runs(sizes, ((x, rows), {}), ((x, rows + 1), {})) == 2
+    sketch = Sketch()
+    rows, columns = sketch.sizes(5, 5)
+    x = sketch.fake(2, rows)
+    assert runs(sketch, ((x,), {}), ((sketch.fake(2, columns),), {})) == 2
+    assert runs(sketch, ((x, rows), {}), ((x, columns), {})) == 2
+    assert runs(sketch, ((x, rows), {}), ((x, rows + 1), {})) == 2
 
 
 def test_tensors_with_known_values_and_other_layouts_are_like_no_others() -> None:
-    sizes = Sizes()
-    with sizes.mode:
+    sketch = Sketch()
+    with sketch.mode:
         known = torch.tensor(3)
         sparse = torch.zeros(4).to_sparse()
     assert known.constant is not None  # type: ignore[attr-defined]
-    assert runs(sizes, ((known,), {}), ((known,), {})) == 2
-    assert runs(sizes, ((sparse,), {}), ((sparse,), {})) == 2
+    assert runs(sketch, ((known,), {}), ((known,), {})) == 2
+    assert runs(sketch, ((sparse,), {}), ((sparse,), {})) == 2
 
 
 def test_what_is_kept_for_one_mode_is_not_given_to_another() -> None:
-    first, second, graph = Sizes(), Sizes(), fx.Graph()
-    for sizes in (first, second):
-        node = call(graph, aten.neg.default, sizes.tensor(graph, "x", 2, 3))
-        assert node.meta["val"].fake_mode is sizes.mode
+    first, second = Sketch(), Sketch()
+    for sketch in (first, second):
+        node = call(sketch, aten.neg.default, sketch.input("x", 2, 3))
+        assert node.meta["val"].fake_mode is sketch.mode
 
 
 def test_sizes_that_depend_on_values_are_new_at_every_run() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    flags = [sizes.tensor(graph, name, 4, dtype=torch.bool) for name in ("x", "y")]
-    one, other = (call(graph, aten.nonzero.default, each) for each in flags)
+    sketch = Sketch()
+    flags = [sketch.input(name, 4, dtype=torch.bool) for name in ("x", "y")]
+    one, other = (call(sketch, aten.nonzero.default, each) for each in flags)
     assert shape_of(one)[0] != shape_of(other)[0]
     assert shape_of(one)[1] == 1
 
 
 def test_values_are_symbolic_and_ask_for_no_gradient() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    (rows,) = sizes.new(5)
-    x = sizes.tensor(graph, "x", 2, rows, 8, requires_grad=True)
-    before = len(sizes.env.guards)
-    node = call(graph, aten.matmul.default, x, call(graph, aten.transpose.int, x, 1, 2))
+    sketch = Sketch()
+    (rows,) = sketch.sizes(5)
+    x = sketch.input("x", 2, rows, 8, requires_grad=True)
+    before = len(sketch.env.guards)
+    node = call(sketch, aten.matmul.default, x, call(sketch, aten.transpose.int, x, 1, 2))
     assert shape_of(node) == (2, expr(rows), expr(rows))
     assert not node.meta["val"].requires_grad
-    assert shape_of(call(graph, aten.reshape.default, x, [2, -1])) == (2, 8 * expr(rows)), "a composite operator"
-    assert len(sizes.env.guards) == before
+    assert shape_of(call(sketch, aten.reshape.default, x, [2, -1])) == (2, 8 * expr(rows)), "a composite operator"
+    assert len(sketch.env.guards) == before
 
 
 def test_a_new_node_gets_its_value_from_tensors_in_lists_and_tuples_too() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    (rows,) = sizes.new(5)
-    x = sizes.tensor(graph, "x", 2, rows)
-    assert shape_of(call(graph, aten.cat.default, [x, x], 1)) == (2, 2 * expr(rows))
-    parts = call(graph, aten.unbind.int, x)
-    assert shape_of(call(graph, operator.getitem, parts, 0)) == (expr(rows),)
+    sketch = Sketch()
+    (rows,) = sketch.sizes(5)
+    x = sketch.input("x", 2, rows)
+    assert shape_of(call(sketch, aten.cat.default, [x, x], 1)) == (2, 2 * expr(rows))
+    parts = call(sketch, aten.unbind.int, x)
+    assert shape_of(call(sketch, operator.getitem, parts, 0)) == (expr(rows),)
     assert annotate(parts) is parts
 
 
 def test_a_new_node_of_sizes_alone_is_a_size() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    (rows,) = sizes.new(5)
-    n = sizes.number(graph, "n", rows)
-    assert size_of(call(graph, operator.add, n, 3).meta["val"]) == expr(rows) + 3
+    sketch = Sketch()
+    (rows,) = sketch.sizes(5)
+    n = sketch.number("n", rows)
+    assert size_of(call(sketch, operator.add, n, 3).meta["val"]) == expr(rows) + 3
 
 
 def test_a_new_node_of_no_arguments_needs_a_mode() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    ones = graph.call_function(aten.ones.default, ([2, 3],))
+    sketch = Sketch()
+    ones = sketch.graph.call_function(aten.ones.default, ([2, 3],))
     assert "val" not in annotate(ones).meta
-    assert shape_of(annotate(ones, sizes.mode)) == (2, 3) and ones.meta["val"].fake_mode is sizes.mode
+    assert shape_of(annotate(ones, sketch.mode)) == (2, 3) and ones.meta["val"].fake_mode is sketch.mode
 
 
 def test_the_mode_of_tensors_goes_before_the_one_that_is_given() -> None:
-    sizes, other, graph = Sizes(), Sizes(), fx.Graph()
-    node = annotate(graph.call_function(aten.neg.default, (sizes.tensor(graph, "x", 3),)), other.mode)
-    assert node.meta["val"].fake_mode is sizes.mode
+    sketch, other = Sketch(), Sketch()
+    node = annotate(sketch.graph.call_function(aten.neg.default, (sketch.input("x", 3),)), other.mode)
+    assert node.meta["val"].fake_mode is sketch.mode
 
 
 def test_new_sizes_are_tied_to_no_other() -> None:
-    sizes = Sizes()
-    first, second = new_size(sizes.env, "rows", 5), new_size(sizes.env, "rows", 5)
+    sketch = Sketch()
+    first, second = new_size(sketch.env, "rows", 5), new_size(sketch.env, "rows", 5)
     assert size_of(first) != size_of(second)
     assert [each.node.hint for each in (first, second)] == [5, 5]
     assert first == second, "which is a guard"
-    assert len(sizes.env.guards) == 1
+    assert len(sketch.env.guards) == 1
 
 
 def test_numbers_are_emitted_as_they_are() -> None:
@@ -259,58 +262,58 @@ EXPRESSIONS: list[Callable[[Any, Any], Any]] = [
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 @pytest.mark.parametrize("as_numbers", [False, True])
 def test_an_expression_is_computed_from_the_sizes_of_the_inputs(expression: Callable[..., Any], as_numbers: bool) -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    rows, columns = sizes.new(5, 7)
+    sketch = Sketch()
+    rows, columns = sketch.sizes(5, 7)
     if as_numbers:
-        sizes.number(graph, "n", rows), sizes.number(graph, "m", columns)
+        sketch.number("n", rows), sketch.number("m", columns)
     else:
-        sizes.tensor(graph, "x", 2, rows, 3), sizes.tensor(graph, "y", rows, columns)
-    node = emit_size(graph, expression(expr(rows), expr(columns)))
+        sketch.input("x", 2, rows, 3), sketch.input("y", rows, columns)
+    node = emit_size(sketch.graph, expression(expr(rows), expr(columns)))
     assert isinstance(node, fx.Node)
-    assert all("val" in each.meta for each in graph.nodes)
+    assert all("val" in each.meta for each in sketch.graph.nodes)
     assert sympy.expand(size_of(node.meta["val"]) - expression(expr(rows), expr(columns))) == 0
-    graph.output(node)
-    module = fx.GraphModule({}, graph)
+    sketch.graph.output(node)
+    module = fx.GraphModule({}, sketch.graph)
     found = module(11, 13) if as_numbers else module(torch.empty(2, 11, 3), torch.empty(11, 13))
     assert found == expression(11, 13)
 
 
 def test_a_size_that_is_a_node_is_that_node_and_no_block_is_asked() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    (side,) = sizes.new(5)
-    module = graph.create_node("call_module", "grid")
+    sketch = Sketch()
+    (side,) = sketch.sizes(5)
+    module = sketch.graph.create_node("call_module", "grid")
     module.meta["val"] = side
     with pytest.raises(RewriteError, match="is no size of an input"):
-        emit_size(graph, expr(side))
-    of_grid = graph.call_function(operator.getitem, (module, 0))
+        emit_size(sketch.graph, expr(side))
+    of_grid = sketch.graph.call_function(operator.getitem, (module, 0))
     of_grid.meta["val"] = side
-    assert emit_size(graph, expr(side)) is of_grid
+    assert emit_size(sketch.graph, expr(side)) is of_grid
 
 
 def test_an_axis_of_an_input_goes_before_a_node() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    (side,) = sizes.new(5)
-    sizes.number(graph, "n", side)
-    x = sizes.tensor(graph, "x", 2, side)
-    node = emit_size(graph, expr(side))
+    sketch = Sketch()
+    (side,) = sketch.sizes(5)
+    sketch.number("n", side)
+    x = sketch.input("x", 2, side)
+    node = emit_size(sketch.graph, expr(side))
     assert isinstance(node, fx.Node) and (node.target, node.args) == (aten.sym_size.int, (x, 1))
 
 
 def test_nodes_that_have_a_value_keep_it() -> None:
-    sizes, graph = Sizes(), fx.Graph()
-    (rows,) = sizes.new(5)
-    x = sizes.tensor(graph, "x", rows)
-    other = graph.call_function(aten.neg.default, (x,))
+    sketch = Sketch()
+    (rows,) = sketch.sizes(5)
+    x = sketch.input("x", rows)
+    other = sketch.graph.call_function(aten.neg.default, (x,))
     other.meta["val"] = "its own"
-    assert emit_size(graph, expr(rows) + 1)
+    assert emit_size(sketch.graph, expr(rows) + 1)
     assert other.meta["val"] == "its own"
 
 
 def test_symbolic_sizes_for_shapes_of_fake_tensors() -> None:
-    sizes = Sizes()
-    (rows,) = sizes.new(5)
+    sketch = Sketch()
+    (rows,) = sketch.sizes(5)
     for number in (4, sympy.Integer(4)):
-        found = symbolic(sizes.env, number, 9)
+        found = symbolic(sketch.env, number, 9)
         assert found == 4 and isinstance(found, int)
-    twice = symbolic(sizes.env, 2 * expr(rows), 10)
+    twice = symbolic(sketch.env, 2 * expr(rows), 10)
     assert isinstance(twice, torch.SymInt) and size_of(twice) == 2 * expr(rows) and twice.node.hint == 10

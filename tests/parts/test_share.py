@@ -10,14 +10,12 @@ import torch
 from sparsify.passes import Share
 from sparsify.passes.share import Twins
 
-from .hand_made import Sketch, run, targets
-
-aten = torch.ops.aten
+from .sketch import Sketch, aten, run, targets
 
 
 def shared(sketch: Sketch, *results: Any, **options: Any) -> int:
     """How many places the pass finds in a graph with these results."""
-    sketch.done(*results)
+    sketch.output(*results)
     program = sketch.program(**options)
     count = Share().run(program)
     assert Share().run(program) == 0, "a second run finds nothing"
@@ -39,7 +37,7 @@ def test_places_are_told_by_name() -> None:
     sketch = Sketch()
     x = sketch.input("x", 2, 4)
     first, other, third = (sketch(aten.neg.default, x) for _ in range(3))
-    sketch.done(first, other, third)
+    sketch.output(first, other, third)
     (place,) = Share().match(sketch.program())
     assert place == Twins(first, (other, third)) and hash(place) == hash(Twins(first, (other, third)))
     assert Share().describe(place) == "neg_default and neg_default_1, neg_default_2"
@@ -62,7 +60,7 @@ def test_every_body_and_the_outer_graph_are_looked_at_apart() -> None:
         if sketch is inner:
             body = sketch.body("block0", *pair)
         else:
-            sketch.done(*pair)
+            sketch.output(*pair)
     program = outer.program(body)
     assert Share().run(program) == 2
     assert [len(targets(graph)) for graph in program.graphs.values()] == [1, 1]
@@ -151,7 +149,7 @@ def test_calls_of_blocks_and_inputs_are_left() -> None:
     inner, sketch = Sketch(), Sketch()
     body = inner.body("block0", inner(aten.neg.default, inner.input("x", 2, 4)))
     x, y = sketch.input("x", 2, 4), sketch.input("y", 2, 4)
-    sketch.done(sketch.block("blocks.0", body, x), sketch.block("blocks.1", body, x), y)
+    sketch.output(sketch.block("blocks.0", body, x), sketch.block("blocks.1", body, x), y)
     assert Share().run(sketch.program(body)) == 0
 
 
@@ -171,7 +169,7 @@ def test_one_tensor_under_several_names_is_read_once_in_the_outer_graph() -> Non
 def test_names_inside_of_blocks_are_their_own() -> None:
     outer, inner = Sketch(), Sketch()
     body = inner.body("block0", *attributes(inner))
-    outer.done(outer.input("x", 2))
+    outer.output(outer.input("x", 2))
     assert Share().run(outer.program(body, tied={"b": "a"})) == 1
     assert [node.target for node in body.graph.find_nodes(op="get_attr")] == ["a", "b", "c"]
 

@@ -16,9 +16,11 @@ from sparsify.program import Program
 from sparsify.verify import verify
 
 from .blocks import attend, block
-from .hand_made import Sketch, dense_program, run_program, shared_sizes, targets  # noqa: F401
+from .dense import dense_program
+from .running import run_program
+from .shared import shared_sizes  # noqa: F401
+from .sketch import aten, targets
 
-aten = torch.ops.aten
 DENSE, SPARSE = (3, 5), (2, 3)
 POOLED = Density.constant(grid=SPARSE)
 PARTS = [f"{part}.{kind}" for part in ("sparse", "dense") for kind in ("weight", "bias")]

@@ -16,10 +16,10 @@ from sparsify.shapes import size_of
 from sparsify.text import program_text
 
 from .blocks import attend, block, cumulated
-from .hand_made import Sketch, dense_program, run_program, shared_sizes  # noqa: F401
+from .dense import dense_program
+from .shared import shared_sizes  # noqa: F401
+from .sketch import Sketch, aten
 from .test_sparse_dense import DENSE, POOLED, insert, pool, run, up, weights
-
-aten = torch.ops.aten
 
 
 def mixed(*bodies: Body, **options: Any) -> Program:
@@ -145,7 +145,7 @@ def test_tokens_on_two_axes_are_not_recovered() -> None:
     sides = inner.size(3), inner.size(5)
     x = inner.input("x", 2, *sides, 4)
     body = inner.body("block0", inner(aten.neg.default, x), moving=sides)
-    outer.done(outer.block("blocks.0", body, outer(aten.permute.default, image, [0, 2, 3, 1])))
+    outer.output(outer.block("blocks.0", body, outer(aten.permute.default, image, [0, 2, 3, 1])))
     program = outer.program(body, grid=(size_of(h), size_of(w)), timestep="time")
     assert InsertDensity(POOLED).run(program) == 1
     rewrite = SparseDense(BlockRange(0, 0), 1, 0, 1)

@@ -14,12 +14,8 @@ from sparsify.attention import SDPA
 from sparsify.errors import RewriteError
 from sparsify.shapes import shape_of, size_of
 
-from .hand_made import (
-    aten,
-    run,
-    shared_sizes,  # noqa: F401
-    targets,
-)
+from .shared import shared_sizes  # noqa: F401
+from .sketch import aten, run, targets
 from .splitting import Block, check, some, split
 
 

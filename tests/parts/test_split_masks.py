@@ -9,11 +9,8 @@ from torch import fx
 
 from sparsify.errors import RewriteError
 
-from .hand_made import (
-    aten,
-    shared_sizes,  # noqa: F401
-    targets,
-)
+from .shared import shared_sizes  # noqa: F401
+from .sketch import aten, targets
 from .splitting import Block, check, split
 
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import sympy
-import torch
 from torch import fx
 
 from sparsify.passes.subset import subset_as_captured, subset_of
 from sparsify.program import Body, Program
 from sparsify.shapes import size_of
 
-from .hand_made import Sketch, dense_program, shared_sizes  # noqa: F401
+from .dense import dense_program
+from .shared import shared_sizes  # noqa: F401
+from .sketch import Sketch, aten
 
-aten = torch.ops.aten
 CHOSEN = [1, 2, 5, 11, 17, 22]
 COLUMNS = [1, 3, 6, 8, 11, 13]  # 1 and 3 of every row of five
 
@@ -71,7 +71,7 @@ def test_an_open_batch_has_two(axis: int) -> None:
     x, y = ((batch, tokens), (all_batches, all_tokens)) if axis == 1 else ((tokens, batch), (all_tokens, all_batches))
     node = inner.input("x", *x, 4)
     body = inner.body("block0", inner(aten.neg.default, node), moving=[tokens], token_axis=axis)
-    outer.done(outer.block("blocks.0", body, outer.input("x", *y, 4)))
+    outer.output(outer.block("blocks.0", body, outer.input("x", *y, 4)))
     program = outer.program(body, grid=(size_of(all_tokens),))
     subset = subset_of(program, call_of(program), body)
     assert subset.sizes == {size_of(tokens): 24, size_of(batch): 2}
@@ -88,7 +88,7 @@ def test_one_side_of_an_image_is_a_list() -> None:
     node = inner.input("x", rows, tokens, 4)
     body = inner.body("block0", inner(aten.neg.default, node), moving=[tokens])
     outer.input("image", 2, 4, h, w)
-    outer.done(outer.block("blocks.0", body, outer.input("x", 2 * h, w, 4)))
+    outer.output(outer.block("blocks.0", body, outer.input("x", 2 * h, w, 4)))
     program = outer.program(body, grid=(size_of(h), size_of(w)))
     subset = subset_of(program, call_of(program), body)
     assert subset.sizes == {size_of(tokens): 24, size_of(rows): 2}
@@ -116,7 +116,7 @@ class Spread:
             inputs.append(inner.input("table", self.sides[-1], 4))
             args.append(outer.input("table", given[-1], 4))
         self.body = inner.body("block0", inner(aten.neg.default, x), moving=self.sides)
-        outer.done(outer.block("blocks.0", self.body, *args))
+        outer.output(outer.block("blocks.0", self.body, *args))
         self.program = outer.program(self.body, grid=tuple(size_of(side) for side in given))
 
     def _shape(self, sides: list[Any], folded: bool) -> list[Any]:
@@ -218,7 +218,7 @@ def test_as_captured_of_a_length(length: int, rows: list[int]) -> None:
 def test_of_a_single_column_all_is_taken() -> None:
     body, tokens = listed()
     outer = Sketch()
-    outer.done(outer.block("blocks.0", body, outer.input("x", 2, 15, 4)))
+    outer.output(outer.block("blocks.0", body, outer.input("x", 2, 15, 4)))
     program = outer.program(body, grid=(15, 1))
     subset = subset_as_captured(program, call_of(program), body)
     assert subset.sizes == subset.few == {tokens: 15}

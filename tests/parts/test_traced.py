@@ -17,9 +17,7 @@ from sparsify.facts import FACTS
 from sparsify.passes.traced import write
 from sparsify.shapes import shape_of, size_of
 
-from .hand_made import Sketch, run, targets
-
-aten = torch.ops.aten
+from .sketch import Sketch, aten, run, targets
 
 
 def a_graph(hint: int = 3) -> tuple[Sketch, fx.Node, fx.Node]:
@@ -27,7 +25,7 @@ def a_graph(hint: int = 3) -> tuple[Sketch, fx.Node, fx.Node]:
     sketch = Sketch()
     x = sketch.input("x", sketch.size(hint), 4)
     relu = sketch(aten.relu.default, x)
-    sketch.done(relu)
+    sketch.output(relu)
     return sketch, x, relu
 
 
@@ -60,7 +58,7 @@ def test_sizes_stay_open() -> None:
 def test_composite_operators_stay_whole() -> None:
     sketch = Sketch()
     x, w = sketch.input("x", sketch.size(3), 4), sketch.input("w", 2, 4)
-    sketch.done(x)
+    sketch.output(x)
     with sketch.graph.inserting_after(w):
         _, made = write(sketch.graph, lambda a, b: torch.softmax(torch.nn.functional.linear(a, b), -1), [x, w])
     assert [node.target for node in made] == [aten.linear.default, aten.softmax.int]
@@ -81,7 +79,7 @@ def test_values_that_are_one_object_are_told_apart() -> None:
     x = sketch.input("x", sketch.size(3), 4)
     one, other = sketch(aten.relu.default, x), sketch(aten.relu.default, x)
     assert one.meta["val"] is other.meta["val"], "else this tests nothing"
-    sketch.done(one, other)
+    sketch.output(one, other)
     with sketch.graph.inserting_after(other):
         _, made = write(sketch.graph, lambda a, b: a - b, [one, other])
     assert made[0].args == (one, other)
@@ -90,7 +88,7 @@ def test_values_that_are_one_object_are_told_apart() -> None:
 def test_a_size_may_be_given() -> None:
     sketch = Sketch()
     x, count = sketch.input("x", sketch.size(3), 4), sketch.number("count", sketch.size(7))
-    sketch.done(x)
+    sketch.output(x)
     with sketch.graph.inserting_after(count):
         result, made = write(sketch.graph, lambda a, n: (a * n, n + 1), [x, count])
     assert size_of(result[1].meta["val"]) == size_of(count.meta["val"]) + 1
@@ -109,7 +107,7 @@ def test_what_nobody_reads_is_not_written() -> None:
 def test_what_is_made_is_on_the_device_of_what_is_given() -> None:
     sketch = Sketch()
     x = sketch.input("x", 3, 4, device="meta")
-    sketch.done(x)
+    sketch.output(x)
     with sketch.graph.inserting_after(x):
         result, _ = write(sketch.graph, lambda v: torch.ones(4), [x])
     assert result.meta["val"].device.type == "meta"
@@ -158,7 +156,7 @@ def failing(error: Exception) -> Callable[..., Any]:
 def test_code_that_does_not_run_is_refused_with_shapes(error: Exception, reason: str) -> None:
     sketch = Sketch()
     x, count = sketch.input("x", 3, 4), sketch.number("count", sketch.size(7))
-    sketch.done(x)
+    sketch.output(x)
     before = names(sketch.graph)
     with pytest.raises(RewriteError) as caught:
         write(sketch.graph, failing(error), [x, count])

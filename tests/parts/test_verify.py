@@ -17,30 +17,30 @@ from sparsify.ops import as_rotation, pool_tokens, restore_tokens
 from sparsify.program import DENSITY, GRID, Body, Program
 from sparsify.verify import verify
 
-from .graphs import Sizes, block, body_of, call, program_of
-
-aten = torch.ops.aten
+from .sketch import Sketch, aten
 
 
 class Made:
     """Two blocks of one body, which takes tokens (2, n, 8) and a vector (2, 8); behind them one operator."""
 
     def __init__(self, stage: str = "sparse") -> None:
-        self.sizes, self.graph, self.inner = Sizes(), fx.Graph(), Sizes()
-        (self.n,), (self.inside,) = self.sizes.new(12), self.inner.new(12)
-        self.x = self.sizes.tensor(self.graph, "x", 2, self.n, 8)
-        self.c = self.sizes.tensor(self.graph, "c", 2, 8)
-        self.first = block(self.graph, "blocks.0", "block0", self.x, self.c)
-        self.second = block(self.graph, "blocks.1", "block0", self.first, self.c)
-        self.last = call(self.graph, aten.neg.default, self.second)
+        self.sketch, self.inner = Sketch(), Sketch()
+        self.graph = self.sketch.graph
+        self.n, self.inside = self.sketch.size(12), self.inner.size(12)
+        self.x, self.c = self.sketch.input("x", 2, self.n, 8), self.sketch.input("c", 2, 8)
+        body = self.body("vector", 2, 8)
+        self.first = self.sketch.block("blocks.0", body, self.x, self.c)
+        self.second = self.sketch.block("blocks.1", body, self.first, self.c)
+        self.last = self.sketch(aten.neg.default, self.second)
         self.output = self.graph.output((self.last,))
-        self.program: Program = program_of(self.graph, self.sizes, self.body(), stage=stage)
+        self.program: Program = self.sketch.program(body, stage=stage)
 
-    def body(self) -> Body:
-        graph = fx.Graph()
-        x = self.inner.tensor(graph, "tokens", 2, self.inside, 8)
-        self.inner.tensor(graph, "vector", 2, 8)
-        return body_of(graph, call(graph, aten.relu.default, x))
+    def body(self, name: str, *shape: Any) -> Body:
+        """A body of the tokens and another input of this name and shape."""
+        sketch = Sketch(self.inner)
+        x = sketch.input("tokens", 2, self.inside, 8)
+        sketch.input(name, *shape)
+        return sketch.body("block0", sketch(aten.relu.default, x))
 
     def insert(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A node before the output, with a value."""
@@ -86,12 +86,11 @@ def test_a_fault_in_a_body_or_a_prompt_graph_is_said_to_be_there() -> None:
     next(node for node in made.program.bodies["block0"].graph.nodes if node.op == "call_function").target = torch.relu
     made.refused("illegal block0: .*relu.* is not legal")
     made = Made()
-    graph = fx.Graph()
-    x = made.sizes.tensor(graph, "x", 3)
-    graph.output(call(graph, aten.neg.default, x))
-    made.program.prompts["prompt_0"] = graph
+    prompt = Sketch(made.sketch)
+    node = prompt(aten.neg.default, prompt.input("x", 3))
+    made.program.prompts["prompt_0"] = prompt.output(node)
     verify(made.program, "nothing")
-    next(node for node in graph.nodes if node.op == "call_function").meta.pop("val")
+    node.meta.pop("val")
     made.refused("illegal prompt_0: neg_default claims no value")
 
 
@@ -109,8 +108,8 @@ def test_a_node_is_defined_before_it_is_used() -> None:
 
 def test_a_module_that_is_called_is_a_block_or_one_of_the_programs_own() -> None:
     made = Made()
-    made.program.prompts["sparsify_prompt_0"] = fx.Graph()
-    made.program.prompts["sparsify_prompt_0"].output(made.sizes.tensor(made.program.prompts["sparsify_prompt_0"], "x", 3))
+    prompt = Sketch(made.sketch)
+    made.program.prompts["sparsify_prompt_0"] = prompt.output(prompt.input("x", 3))
     with made.graph.inserting_before(made.output):
         for name in (DENSITY, GRID, "sparsify_prompt_0"):
             made.graph.create_node("call_module", name)
@@ -191,7 +190,7 @@ def test_a_block_has_a_body_and_gives_it_as_many_inputs_as_it_takes() -> None:
 def test_a_block_is_given_tensors_of_the_rank_and_type_that_it_takes() -> None:
     def vector(made: Made, *shape: Any, **options: Any) -> fx.Node:
         with made.graph.inserting_before(made.first):
-            return made.sizes.tensor(made.graph, "v", *shape, **options)
+            return made.sketch.input("v", *shape, **options)
 
     for shape, options, shown in (
         ((2, 1, 8), {}, r"float32\[2, 1, 8\]"),
@@ -211,14 +210,9 @@ def test_a_block_is_given_tensors_of_the_rank_and_type_that_it_takes() -> None:
 @pytest.mark.parametrize(("stage", "refused"), [("sparse", True), ("analysed", False)])
 def test_sizes_that_are_equal_inside_are_equal_at_a_sparse_call(stage: str, refused: bool) -> None:
     made = Made(stage)
-    graph = fx.Graph()
-    x = made.inner.tensor(graph, "tokens", 2, made.inside, 8)
-    made.inner.tensor(graph, "table", made.inside, 8)
-    made.program.bodies["block0"] = body_of(graph, call(graph, aten.relu.default, x))
+    made.program.bodies["block0"] = made.body("table", made.inside, 8)
     with made.graph.inserting_before(made.first):
-        tables = [
-            made.sizes.tensor(made.graph, f"table_{i}", rows, 8) for i, rows in enumerate((made.n, made.sizes.new(12)[0]))
-        ]
+        tables = [made.sketch.input(f"table_{i}", rows, 8) for i, rows in enumerate((made.n, made.sketch.size(12)))]
     made.first.args, made.second.args = (made.x, tables[0]), (made.first, tables[0])
     verify(made.program, "nothing")
     made.second.args = (made.first, tables[1])
@@ -230,7 +224,7 @@ def test_sizes_that_are_equal_inside_are_equal_at_a_sparse_call(stage: str, refu
 
 def test_a_block_claims_the_shape_of_the_input_that_it_updates() -> None:
     made = Made()
-    made.second.meta["val"] = made.sizes.fake(2, made.n + 1, 8)
+    made.second.meta["val"] = made.sketch.fake(2, made.n + 1, 8)
     made.refused(r"blocks_1 claims float32\[2, .* \+ 1, 8\], not the shape of its input 0")
 
 
@@ -262,11 +256,11 @@ def test_an_operator_claims_a_value_and_can_run() -> None:
 
 def test_a_fresh_capture_is_not_run_again_but_noted() -> None:
     made = Made("captured")
-    made.last.meta["val"] = made.sizes.fake(1)
+    made.last.meta["val"] = made.sketch.fake(1)
     verify(made.program, "nothing")
     made.program.stage = "analysed"
     verify(made.program, "nothing")
-    made.insert(aten.neg.default, made.last).meta["val"] = made.sizes.fake(2)
+    made.insert(aten.neg.default, made.last).meta["val"] = made.sketch.fake(2)
     made.refused("neg_default_1 claims")
 
 
@@ -286,7 +280,7 @@ def test_what_was_run_is_not_run_again_while_arguments_and_claims_stay(monkeypat
     again = made.insert(aten.neg.default, made.second)
     verify(made.program, "nothing")
     assert len(ran) == 2, "one that looks the same"
-    again.meta["val"] = made.sizes.fake(2, made.n, 8)
+    again.meta["val"] = made.sketch.fake(2, made.n, 8)
     verify(made.program, "nothing")
     assert len(ran) == 3, "another claim"
     again.args = (made.c,)
@@ -303,7 +297,7 @@ def test_what_is_kept_of_a_run_keeps_the_values_that_it_is_known_by() -> None:
 
 def test_a_restated_value_may_say_the_same_in_other_sizes() -> None:
     made = Made()
-    made.last.meta.update(val=made.sizes.fake(2, made.sizes.new(12)[0], 8), restated=True)
+    made.last.meta.update(val=made.sketch.fake(2, made.sketch.size(12), 8), restated=True)
     verify(made.program, "nothing")
     made.last.meta.pop("restated")
     made.program.verified.clear()
@@ -317,19 +311,19 @@ def test_a_region_is_not_run() -> None:
 
 
 CLAIMS: list[tuple[Callable[[Made], Any], bool]] = [
-    (lambda made: made.sizes.fake(2, made.n, 8), True),
-    (lambda made: made.sizes.fake(2, made.n * 2 - made.n, 8), True),
-    (lambda made: made.sizes.fake(2, 12, 8), True),  # a number that was a size by a guard
-    (lambda made: made.sizes.fake(2, 13, 8), False),
-    (lambda made: made.sizes.fake(2, made.n + 1, 8), False),
-    (lambda made: made.sizes.fake(2, made.sizes.new(12)[0], 8), False),
-    (lambda made: made.sizes.fake(2, made.n, 9), False),
-    (lambda made: made.sizes.fake(3, made.n, 8), False),
-    (lambda made: made.sizes.fake(2, made.n), False),
-    (lambda made: made.sizes.fake(2, made.n, 8, 1), False),
-    (lambda made: made.sizes.fake(2, made.n, 8, dtype=torch.float64), False),
-    (lambda made: made.sizes.fake(2, made.n, 8, device="meta"), False),
-    (lambda made: (made.sizes.fake(2, made.n, 8),), False),
+    (lambda made: made.sketch.fake(2, made.n, 8), True),
+    (lambda made: made.sketch.fake(2, made.n * 2 - made.n, 8), True),
+    (lambda made: made.sketch.fake(2, 12, 8), True),  # a number that was a size by a guard
+    (lambda made: made.sketch.fake(2, 13, 8), False),
+    (lambda made: made.sketch.fake(2, made.n + 1, 8), False),
+    (lambda made: made.sketch.fake(2, made.sketch.size(12), 8), False),
+    (lambda made: made.sketch.fake(2, made.n, 9), False),
+    (lambda made: made.sketch.fake(3, made.n, 8), False),
+    (lambda made: made.sketch.fake(2, made.n), False),
+    (lambda made: made.sketch.fake(2, made.n, 8, 1), False),
+    (lambda made: made.sketch.fake(2, made.n, 8, dtype=torch.float64), False),
+    (lambda made: made.sketch.fake(2, made.n, 8, device="meta"), False),
+    (lambda made: (made.sketch.fake(2, made.n, 8),), False),
     (lambda made: made.n, False),
     (lambda made: None, False),
 ]
@@ -360,7 +354,7 @@ def test_what_a_node_may_claim_of_a_tensor(claim: Callable[[Made], Any], true: b
 def test_what_a_node_may_claim_of_several_tensors(claim: Callable[..., Any], true: bool) -> None:
     made = Made()
     node = made.insert(aten.unbind.int, made.x)
-    node.meta["val"] = claim(made, made.sizes.fake(made.n, 8))
+    node.meta["val"] = claim(made, made.sketch.fake(made.n, 8))
     if true:
         verify(made.program, "nothing")
     else:
@@ -375,13 +369,13 @@ def test_what_a_node_may_claim_of_several_tensors(claim: Callable[..., Any], tru
         (lambda made: 24, True),
         (lambda made: 25, False),
         (lambda made: made.n, False),
-        (lambda made: made.sizes.new(24)[0], False),
+        (lambda made: made.sketch.size(24), False),
     ],
 )
 def test_what_a_node_may_claim_of_a_size(claim: Callable[..., Any], true: bool) -> None:
     made = Made()
     with made.graph.inserting_before(made.first):
-        count = made.sizes.number(made.graph, "count", made.n)
+        count = made.sketch.number("count", made.n)
     node = made.insert(operator.mul, count, 2)
     node.meta["val"] = claim(made)
     if true:
@@ -393,11 +387,11 @@ def test_what_a_node_may_claim_of_a_size(claim: Callable[..., Any], true: bool) 
 def test_a_size_that_depends_on_values_agrees_with_any() -> None:
     made = Made()
     with made.graph.inserting_before(made.first):
-        flags = made.sizes.tensor(made.graph, "flags", 5, dtype=torch.bool)
+        flags = made.sketch.input("flags", 5, dtype=torch.bool)
     node = made.insert(aten.nonzero.default, flags)
-    node.meta["val"] = made.sizes.fake(made.sizes.env.create_unbacked_symint(), 1, dtype=torch.long)
+    node.meta["val"] = made.sketch.fake(made.sketch.env.create_unbacked_symint(), 1, dtype=torch.long)
     verify(made.program, "nothing")
-    node.meta["val"] = made.sizes.fake(made.sizes.env.create_unbacked_symint(), 2, dtype=torch.long)
+    node.meta["val"] = made.sketch.fake(made.sketch.env.create_unbacked_symint(), 2, dtype=torch.long)
     made.refused("nonzero_default claims")
 
 
@@ -405,16 +399,16 @@ def test_a_size_that_depends_on_values_agrees_with_any() -> None:
 def test_a_side_that_is_one_by_a_guard_is_one(patch: int) -> None:
     """The rows of a grid of 1 x 8 tokens, say: torch puts in symbols alone."""
     made = Made()
-    height, step, rows = made.sizes.new(4, patch, 3)
+    height, step, rows = made.sketch.sizes(4, patch, 3)
     side = height // step
     assert bool(side == 1) is (patch == 4), "which is a guard, or a guard that it is not"
     with made.graph.inserting_before(made.first):
-        image = made.sizes.tensor(made.graph, "image", rows * side, 8)
+        image = made.sketch.input("image", rows * side, 8)
     node = made.insert(aten.neg.default, image)
-    node.meta["val"] = made.sizes.fake(rows, 8)
+    node.meta["val"] = made.sketch.fake(rows, 8)
     if patch == 4:
         verify(made.program, "nothing")
     else:
         made.refused("neg_default_1 claims")
-    node.meta["val"] = made.sizes.fake(2 * rows, 8)
+    node.meta["val"] = made.sketch.fake(2 * rows, 8)
     made.refused("neg_default_1 claims")
