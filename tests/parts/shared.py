@@ -24,9 +24,8 @@ def kept_sizes(*hints: int, role: str = "block") -> tuple[Any, ...]:
     return sketch, *sketch.sizes(*hints)
 
 
-@pytest.fixture(autouse=True)
-def shared_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For modules that import it: sizes that passes make are the same in all tests."""
+def share_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the end of a test: sizes that passes make are the same in all tests."""
     for module in (density, split):
         monkeypatch.setattr(module, "new_size", _shared_size)
 

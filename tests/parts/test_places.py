@@ -17,8 +17,9 @@ from sparsify.shapes import size_of
 
 from .blocks import attention, block, counted, cumulated, squared
 from .dense import dense_program
-from .shared import shared_sizes  # noqa: F401
 from .sketch import Sketch, aten
+
+pytestmark = pytest.mark.usefixtures("shared_sizes")
 
 POOLED = Density.table({0: (3, 4), 500: (2, 3)})
 

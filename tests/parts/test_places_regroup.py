@@ -13,8 +13,9 @@ from sparsify.program import Body
 
 from .blocks import attention, block, squared
 from .dense import dense_program
-from .shared import shared_sizes  # noqa: F401
 from .sketch import Sketch, aten
+
+pytestmark = pytest.mark.usefixtures("shared_sizes")
 
 
 def regroup(body: Body) -> str | None:

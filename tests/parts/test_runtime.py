@@ -2,122 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import fx
 
-from sparsify import Density, InputError, NotCapturedError, Policy, RewriteError, VerificationError, calibration, runtime
-from sparsify.calls import CallSpec, OutputSpec
+from sparsify import InputError, NotCapturedError, RewriteError, VerificationError, calibration, runtime
 from sparsify.errors import CaptureError
 from sparsify.grid_readers import FixedGrid
 from sparsify.layers import restore_layer
-from sparsify.program import DENSITY, GRID, Program
+from sparsify.program import DENSITY, GRID
 from sparsify.runtime import SparseModel
-from sparsify.stage import Request, Stage
-from sparsify.tree import Block, kind_of
+from sparsify.tree import Block
 
-from .sketch import Sketch, aten
-
-SIDES = 8
-WANTED = Density.table({0: (6,), 500: (2,)})
-
-
-class Scale(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.weight + 1
-
-
-class Model(nn.Module):
-    width = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList([Scale(), Scale()])
-        self.dropout = nn.Dropout()
-        self.register_buffer("table", torch.randn(4))
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, how: str = "plain") -> torch.Tensor:
-        for each in self.blocks:
-            x = each(x)
-        return x + self.table
-
-
-def program_of_model(model: nn.Module, args: Any, kwargs: Any, **options: Any) -> Program:
-    """What a capture makes of the model: the same, and the side of the pooled grid besides."""
-    outer = Sketch()
-    inside, graph = Sketch(outer), outer.graph
-    call, _ = CallSpec.of(model.forward, args, kwargs)
-    scaled = inside(aten.mul.Tensor, inside.input("tokens", 2, 4), inside.attribute("weight", 4))
-    shifted = inside(aten.add.Tensor, scaled, inside.attribute("shift"))
-    body = inside.body("block0", shifted, constants={"shift": torch.ones(())})
-    x, t = outer.input("x", 2, 4), outer.input("t", 2)
-    side = graph.create_node("call_module", DENSITY, (t, SIDES)) if options.pop("pools", True) else None
-    node = outer.block("blocks.1", body, outer.block("blocks.0", body, x))
-    for name in options.pop("also", ()):
-        graph.create_node("call_module", name, (SIDES if name == GRID else x,))
-    outer.output(outer(aten.add.Tensor, node, outer.attribute("table", 4)), side)
-    spec = OutputSpec.of({"y": torch.empty(0), "side": torch.empty(0)})[0]
-    return outer.program(body, **{"call": call, "output_spec": spec, "density": WANTED} | options)
-
-
-class OfShape:
-    """Guards of one shape of the input."""
-
-    def __init__(self, shape: torch.Size) -> None:
-        self.shape = shape
-
-    def violation(self, inputs: Any) -> str | None:
-        return None if inputs[0].shape == self.shape else f"x is {tuple(inputs[0].shape)}"
-
-
-class Captures:
-    """Stands for ``build_stage``; notes the modes and kinds that it is asked for."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[bool | None, object, list[bool]]] = []
-        self.options: dict[str, Any] = {}
-        self.change: Callable[[Stage], Stage] = lambda stage: stage
-
-    def __call__(self, model: nn.Module, request: Request, args: Any, kwargs: Any, mode: bool | None, kind: object) -> Stage:
-        self.asked.append((mode, kind, [module.training for module in model.modules()]))
-        program = program_of_model(model, args, kwargs, **self.options)
-        inputs = program.call.flatten(args, kwargs)
-        guards, report, plan = OfShape(inputs[0].shape), f"report {len(self.asked)}", f"plan {len(self.asked)}"
-        return self.change(Stage(program, plan, guards, report, mode, kind, tuple(inputs), None))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[Captures]:
-    made = Captures()
-    monkeypatch.setattr(runtime, "build_stage", made)
-    yield made
-
-
-def sparse_of(model: nn.Module, **options: Any) -> SparseModel:
-    return SparseModel(model, Request(Policy.dense(), **options))
-
-
-def given(batch: int = 2, t: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(batch, 4), torch.full((batch,), t)
-
-
-def block_of(sparse: nn.Module, index: int) -> Any:
-    return sparse.get_submodule(f"blocks.{index}")
-
-
-def same(sparse: nn.Module, model: nn.Module, inputs: Any = None) -> bool:
-    inputs = given() if inputs is None else inputs
-    return torch.equal(sparse(*inputs)["y"], model(*inputs))
+from .captures import Captures, Model, OfShape, block_of, given, same, sparse_of
+from .sketch import aten
 
 
 def test_a_call_is_captured_once_and_computed_by_the_graph_in_the_nesting_of_the_model(captures: Captures) -> None:
@@ -217,87 +118,6 @@ def test_a_graph_that_does_not_hold_for_its_own_inputs_is_refused_and_not_kept(c
     with pytest.raises(CaptureError, match=r"does not hold for them: x is \(3, 4\)"):
         sparse(*given(3))
     assert len(sparse._stages) == 1 and same(sparse, sparse._source[0])
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_mode_is_the_models_until_it_is_switched(captures: Captures, training: bool) -> None:
-    model = Model().train(training)
-    sparse = sparse_of(model)
-    assert sparse.training is training
-    sparse(*given())
-    assert captures.asked[-1][0] is training
-    assert sparse.train(not training) is sparse and sparse.training is not training
-    assert all(module.training is not training for module in sparse.modules())
-    sparse(*given())
-    mode, _, flags = captures.asked[-1]
-    assert mode is not training and flags == [not training] * len(flags)
-    assert all(module.training is training for module in model.modules()), "the model is as it was"
-    sparse.train(training)(*given())
-    assert len(captures.asked) == 2, "both are kept"
-    assert sparse.eval().train().training and sparse._mode is True, "training is what train() is for"
-
-
-def test_a_model_in_a_mixture_of_modes_is_captured_as_it_came(captures: Captures) -> None:
-    model = Model().eval()
-    model.dropout.train()
-    sparse = sparse_of(model)
-    flags = [module.training for module in model.modules()]
-    sparse(*given()), sparse(*given(3))
-    assert [asked[0] for asked in captures.asked] == [None, None]
-    assert all(asked[2] == flags for asked in captures.asked) and sparse.dropout.training and not sparse.blocks.training
-    sparse.eval()(*given())
-    assert captures.asked[-1][0] is False and not any(captures.asked[-1][2])
-    assert [module.training for module in model.modules()] == flags
-
-
-def test_modes_of_the_model_come_back_also_where_the_capture_fails(captures: Captures, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Model().eval()
-    sparse = sparse_of(model)
-    sparse(*given())
-
-    def fails(*_: Any) -> Stage:
-        raise CaptureError("it fails")
-
-    monkeypatch.setattr(runtime, "build_stage", fails)
-    with pytest.raises(CaptureError, match="it fails"):
-        sparse.train()(*given())
-    assert not any(module.training for module in model.modules())
-
-
-def test_modes_and_moves_before_the_capture_are_those_of_the_model(captures: Captures) -> None:
-    model = Model().eval()
-    sparse = sparse_of(model)
-    assert sparse.train() is sparse and sparse.double() is sparse
-    assert model.dropout.training and model.table.dtype == torch.float64
-    sparse(given()[0].double(), given()[1])
-    assert captures.asked == [(True, kind_of(model), [True] * 5)]
-    assert kind_of(model) == (torch.float64, torch.device("cpu"))
-
-
-def test_a_move_takes_the_model_along_and_needs_another_capture(captures: Captures) -> None:
-    model = Model()
-    sparse = sparse_of(model)
-    sparse(*given())
-    assert sparse.double() is sparse
-    assert model.table.dtype == torch.float64 and model.table is sparse.table
-    assert model.blocks[0].weight is block_of(sparse, 0).weight
-    assert same(sparse, model, (given()[0].double(), given()[1]))
-    assert captures.asked[-1][1] == (torch.float64, torch.device("cpu"))
-    sparse.float()
-    assert same(sparse, model) and len(captures.asked) == 2
-
-
-def test_tensors_that_were_put_in_place_of_others_are_the_models_too(captures: Captures) -> None:
-    model = Model()
-    sparse = sparse_of(model)
-    sparse(*given())
-    other = {name: torch.randn_like(value) for name, value in sparse.state_dict().items()}
-    outcome = sparse.load_state_dict(other, assign=True)
-    assert outcome.missing_keys == [] and model.blocks[0].weight is block_of(sparse, 0).weight
-    assert torch.equal(model.table, other["table"]) and same(sparse, model)
-    block_of(sparse, 0).weight = nn.Parameter(torch.zeros(4))
-    sparse(*given(3))
-    assert not model.blocks[0].weight.any(), "a capture sees what the sparse model has"
 
 
 def test_the_latest_capture_is_found_without_inputs_unless_something_has_changed(captures: Captures) -> None:
@@ -462,35 +282,3 @@ def test_attributes_that_it_lacks_are_the_models_but_for_special_ones(captures: 
     assert not hasattr(sparse, "__special__")
     with pytest.raises(AttributeError):
         _ = SparseModel.__new__(SparseModel).anything
-
-
-def test_a_copy_has_tensors_of_its_own_and_the_captures_of_the_first(captures: Captures) -> None:
-    model = Model()
-    sparse = sparse_of(model)
-    sparse(*given()), sparse(*given(3))
-    twin = copy.deepcopy(sparse)
-    assert len(captures.asked) == 2 and all(a is b for a, b in zip(twin._stages, sparse._stages, strict=True))
-    assert twin.program is sparse.program, "the same is in force"
-    assert block_of(twin, 0).sparsify_body is block_of(sparse, 0).sparsify_body
-    for inputs in (given(), given(3)):
-        assert torch.equal(twin(*inputs)["y"], sparse(*inputs)["y"])
-    own = twin._source[0]
-    assert own is not model and own.blocks[0].weight is block_of(twin, 0).weight is not model.blocks[0].weight
-    with torch.no_grad():
-        block_of(twin, 0).weight.zero_()
-    assert same(twin, own) and same(sparse, model) and not same(twin, model)
-    assert twin.fix((3,))(*given())["side"] == (3,) and sparse(*given())["side"] == (6,), "and a clock of its own"
-    assert len(captures.asked) == 2
-    twin(*given(5))
-    assert (len(twin._stages), len(sparse._stages)) == (3, 2)
-
-
-def test_a_copy_before_the_capture_is_captured_for_itself(captures: Captures) -> None:
-    sparse = sparse_of(Model())
-    twin = copy.deepcopy(sparse)
-    assert same(twin, twin._source[0]) and sparse._stages == []
-
-
-def test_it_is_not_pickled(captures: Captures) -> None:
-    with pytest.raises(TypeError, match=r"state_dict\(\) and policy.to_json\(\)"):
-        pickle.dumps(sparse_of(Model()))

@@ -14,7 +14,8 @@ from sparsify.program import Body, Program
 
 from .blocks import block, counted, cumulated, squared
 from .dense import dense_program
-from .shared import shared_sizes  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("shared_sizes")
 
 POOLED = Density.constant(grid=(2, 3))
 MIXED = "something besides attention mixes tokens"

@@ -18,8 +18,9 @@ from sparsify.verify import verify
 from .blocks import attend, block
 from .dense import dense_program
 from .running import run_program
-from .shared import shared_sizes  # noqa: F401
 from .sketch import aten, targets
+
+pytestmark = pytest.mark.usefixtures("shared_sizes")
 
 DENSE, SPARSE = (3, 5), (2, 3)
 POOLED = Density.constant(grid=SPARSE)

@@ -17,9 +17,10 @@ from sparsify.text import program_text
 
 from .blocks import attend, block, cumulated
 from .dense import dense_program
-from .shared import shared_sizes  # noqa: F401
 from .sketch import Sketch, aten
 from .test_sparse_dense import DENSE, POOLED, insert, pool, run, up, weights
+
+pytestmark = pytest.mark.usefixtures("shared_sizes")
 
 
 def mixed(*bodies: Body, **options: Any) -> Program:

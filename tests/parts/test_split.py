@@ -14,9 +14,10 @@ from sparsify.attention import SDPA
 from sparsify.errors import RewriteError
 from sparsify.shapes import shape_of, size_of
 
-from .shared import shared_sizes  # noqa: F401
 from .sketch import aten, run, targets
 from .splitting import Block, check, some, split
+
+pytestmark = pytest.mark.usefixtures("shared_sizes")
 
 
 def test_queries_come_from_some_tokens_and_keys_from_all() -> None:

@@ -9,9 +9,10 @@ from torch import fx
 
 from sparsify.errors import RewriteError
 
-from .shared import shared_sizes  # noqa: F401
 from .sketch import aten, targets
 from .splitting import Block, check, split
+
+pytestmark = pytest.mark.usefixtures("shared_sizes")
 
 
 @pytest.mark.parametrize("keyword", [True, False])

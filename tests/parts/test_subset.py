@@ -13,8 +13,9 @@ from sparsify.program import Body, Program
 from sparsify.shapes import size_of
 
 from .dense import dense_program
-from .shared import shared_sizes  # noqa: F401
 from .sketch import Sketch, aten
+
+pytestmark = pytest.mark.usefixtures("shared_sizes")
 
 CHOSEN = [1, 2, 5, 11, 17, 22]
 COLUMNS = [1, 3, 6, 8, 11, 13]  # 1 and 3 of every row of five
