@@ -17,8 +17,6 @@ from sparsify.stage import Request, Stage
 from .sketch import Sketch, aten
 
 SIDES = 8
-
-
 WANTED = Density.table({0: (6,), 500: (2,)})
 
 

@@ -14,8 +14,6 @@ from sparsify.shapes import shape_of
 from .sketch import Sketch, aten, of_bodies, run, targets
 
 LINEAR, SLICE, SELECT = aten.linear.default, aten.slice.Tensor, aten.select.int
-
-
 Readers = Callable[[Sketch, fx.Node], Sequence[fx.Node]]
 
 

@@ -17,11 +17,7 @@ from .shared import kept_sizes
 from .sketch import Sketch, aten, targets
 
 Build = Callable[[Sketch, fx.Node], Any]
-
-
 IMAGE, TIME, TEXT, WORDS = torch.randn(2, 4, 3, 5), torch.rand(2), torch.randn(2, 6, 4), torch.randn(2, 6, 4)
-
-
 WEIGHTS = {name: torch.randn(4, 4) for name in ("w", "blocks__0__w", "blocks__1__w")}
 
 

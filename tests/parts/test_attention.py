@@ -131,7 +131,7 @@ def test_attention_to_the_tokens_is_found_in_order_and_no_other() -> None:
 
 def test_attention_to_rows_that_are_no_tokens_of_the_block_is_not_among_its_own() -> None:
     sketch = Sketch()
-    (n,) = sketch.sizes(12)
+    n = sketch.size(12)
     x = sketch.input("x", 2, n, 8)
     memory = sketch.attribute("memory", 2, n, 8)
     sketch.graph.call_function(SDPA, (x, memory, memory))

@@ -58,7 +58,7 @@ def test_sums_over_the_tokens(name: str) -> None:
 
 def test_sums_over_what_is_made_of_no_token_are_none() -> None:
     sketch = Sketch()
-    (n,) = sketch.sizes(12)
+    n = sketch.size(12)
     sketch.input("x", 2, n, 8)
     memory = sketch.attribute("memory", 2, n, 8)
     sketch(aten.mean.dim, memory, [1])

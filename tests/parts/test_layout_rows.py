@@ -115,6 +115,17 @@ def with_block(made: Made, *args: fx.Node, write: Callable[[Sketch], Any], updat
     return made.sketch.block("blocks.0", body, *args)
 
 
+def joining(*joined: tuple[str, ...], rows: int = 24) -> Callable[[Sketch], None]:
+    """Writes a block of tokens ``x``, so many, and ``text``, which concatenates them in these ways."""
+
+    def write(sketch: Sketch) -> None:
+        parts = {name: sketch.input(name, 2, sketch.size(hint), 8) for name, hint in (("x", rows), ("text", 5))}
+        for names in joined:
+            sketch(aten.cat.default, [parts[name] for name in names], 1)
+
+    return write
+
+
 def test_a_block_hands_on_the_rows_of_the_input_that_it_updates() -> None:
     made = Made()
     tokens, text = (made.tensor(made.b, rows, 8) for rows in (made.h * made.w, made.s))
@@ -122,7 +133,7 @@ def test_a_block_hands_on_the_rows_of_the_input_that_it_updates() -> None:
     joined = made.cat(text, tokens)
 
     def write(sketch: Sketch) -> None:
-        (n,) = sketch.sizes(29)
+        n = sketch.size(29)
         sketch.input("other", 2, n, 8), sketch.input("x", 2, n, 8)
 
     node = with_block(made, other, joined, write=write, updates=[1])
@@ -192,12 +203,7 @@ def test_text_that_is_joined_to_tokens_with_rows_of_their_own() -> None:
     tokens, text, history = (made.tensor(made.b, rows, 8) for rows in (made.h * made.w, made.s, 3))
     table = made.tensor(3 + made.s + made.h * made.w, 8)
 
-    def write(sketch: Sketch) -> None:
-        n, s = sketch.sizes(27, 5)
-        x, text = sketch.input("x", 2, n, 8), sketch.input("text", 2, s, 8)
-        sketch(aten.cat.default, [text, x], 1)
-
-    with_block(made, made.cat(history, tokens), text, write=write, updates=[0])
+    with_block(made, made.cat(history, tokens), text, write=joining(("text", "x"), rows=27), updates=[0])
     s = expr(made.s)
     assert made.layouts.of(table) == (TokenAxis(0, (0, 1), s + 3, 0),)
 
@@ -207,13 +213,7 @@ def test_tokens_joined_to_tokens_inside_say_nothing() -> None:
     tokens, text = (made.tensor(made.b, rows, 8) for rows in (made.h * made.w, made.s))
     table = made.tensor(made.s + made.h * made.w, 8)
 
-    def write(sketch: Sketch) -> None:
-        n, s = sketch.sizes(24, 5)
-        x, text = sketch.input("x", 2, n, 8), sketch.input("text", 2, s, 8)
-        sketch(aten.cat.default, [x, text, x], 1)
-        sketch(aten.cat.default, [text, text], 1)
-
-    with_block(made, tokens, text, write=write, updates=[0])
+    with_block(made, tokens, text, write=joining(("x", "text", "x"), ("text", "text")), updates=[0])
     with pytest.raises(RewriteError, match="on which side"):
         made.layouts.of(table)
 
@@ -223,12 +223,7 @@ def test_what_was_said_goes_before_what_is_joined_inside() -> None:
     tokens, text = (made.tensor(made.b, rows, 8) for rows in (made.h * made.w, made.s))
     table = made.tensor(made.s + made.h * made.w, 8)
 
-    def write(sketch: Sketch) -> None:
-        n, s = sketch.sizes(24, 5)
-        x, text = sketch.input("x", 2, n, 8), sketch.input("text", 2, s, 8)
-        sketch(aten.cat.default, [x, text], 1)
-
-    with_block(made, tokens, text, write=write, updates=[0])
+    with_block(made, tokens, text, write=joining(("x", "text")), updates=[0])
     made.program.rows_before = {expr(made.s): expr(made.s)}
     assert made.layouts.of(table)[0].before == expr(made.s)
 

@@ -32,7 +32,7 @@ def test_a_size_is_a_number_or_an_expression_with_all_that_is_known_put_in() -> 
 
 def test_a_size_is_simplified_once_while_nothing_more_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Sketch(), Sketch()
-    (rows,), (columns,) = first.sizes(5), second.sizes(7)
+    rows, columns = first.size(5), second.size(7)
     asked: list[Any] = []
 
     def watch(env: ShapeEnv) -> None:
@@ -48,14 +48,14 @@ def test_a_size_is_simplified_once_while_nothing_more_is_known(monkeypatch: pyte
     for _ in range(3):
         assert size_of(rows) == expr(rows) and size_of(columns) == expr(columns)
     assert asked == [expr(rows), expr(columns)]
-    assert first.sizes(5)[0] == 5, "one more thing is known"
+    assert first.size(5) == 5, "one more thing is known"
     asked.clear()
     assert size_of(rows) == expr(rows) and asked == [expr(rows)]
 
 
 def test_the_shape_of_what_is_no_tensor_is_empty() -> None:
     sketch = Sketch()
-    (rows,) = sketch.sizes(5)
+    rows = sketch.size(5)
     assert shape_of(sketch.input("x", 2, rows)) == (2, expr(rows))
     assert shape_of(sketch.number("n", rows)) == ()
     assert shape_of(sketch.graph.placeholder("nothing")) == ()
@@ -101,7 +101,7 @@ def runs(sketch: Sketch, *pairs: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
 
 def test_an_operator_is_run_once_for_arguments_that_look_alike() -> None:
     sketch = Sketch()
-    (rows,) = sketch.sizes(5)
+    rows = sketch.size(5)
     x, y = sketch.fake(2, rows), sketch.fake(2, rows)
     assert runs(sketch, ((x,), {}), ((y,), {})) == 1
     assert runs(sketch, ((x, [1, 2], 0.5), {"how": "mean"}), ((y, [1, 2], 0.5), {"how": "mean"})) == 1
@@ -194,7 +194,7 @@ def test_sizes_that_depend_on_values_are_new_at_every_run() -> None:
 
 def test_values_are_symbolic_and_ask_for_no_gradient() -> None:
     sketch = Sketch()
-    (rows,) = sketch.sizes(5)
+    rows = sketch.size(5)
     x = sketch.input("x", 2, rows, 8, requires_grad=True)
     before = len(sketch.env.guards)
     node = call(sketch, aten.matmul.default, x, call(sketch, aten.transpose.int, x, 1, 2))
@@ -206,7 +206,7 @@ def test_values_are_symbolic_and_ask_for_no_gradient() -> None:
 
 def test_a_new_node_gets_its_value_from_tensors_in_lists_and_tuples_too() -> None:
     sketch = Sketch()
-    (rows,) = sketch.sizes(5)
+    rows = sketch.size(5)
     x = sketch.input("x", 2, rows)
     assert shape_of(call(sketch, aten.cat.default, [x, x], 1)) == (2, 2 * expr(rows))
     parts = call(sketch, aten.unbind.int, x)
@@ -216,7 +216,7 @@ def test_a_new_node_gets_its_value_from_tensors_in_lists_and_tuples_too() -> Non
 
 def test_a_new_node_of_sizes_alone_is_a_size() -> None:
     sketch = Sketch()
-    (rows,) = sketch.sizes(5)
+    rows = sketch.size(5)
     n = sketch.number("n", rows)
     assert size_of(call(sketch, operator.add, n, 3).meta["val"]) == expr(rows) + 3
 

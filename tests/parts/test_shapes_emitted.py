@@ -62,7 +62,7 @@ def test_an_expression_is_computed_from_the_sizes_of_the_inputs(expression: Call
 
 def test_a_size_that_is_a_node_is_that_node_and_no_block_is_asked() -> None:
     sketch = Sketch()
-    (side,) = sketch.sizes(5)
+    side = sketch.size(5)
     module = sketch.graph.create_node("call_module", "grid")
     module.meta["val"] = side
     with pytest.raises(RewriteError, match="is no size of an input"):
@@ -74,7 +74,7 @@ def test_a_size_that_is_a_node_is_that_node_and_no_block_is_asked() -> None:
 
 def test_an_axis_of_an_input_goes_before_a_node() -> None:
     sketch = Sketch()
-    (side,) = sketch.sizes(5)
+    side = sketch.size(5)
     sketch.number("n", side)
     x = sketch.input("x", 2, side)
     node = emit_size(sketch.graph, expr(side))
@@ -83,7 +83,7 @@ def test_an_axis_of_an_input_goes_before_a_node() -> None:
 
 def test_nodes_that_have_a_value_keep_it() -> None:
     sketch = Sketch()
-    (rows,) = sketch.sizes(5)
+    rows = sketch.size(5)
     x = sketch.input("x", rows)
     other = sketch.graph.call_function(aten.neg.default, (x,))
     other.meta["val"] = "its own"
@@ -93,7 +93,7 @@ def test_nodes_that_have_a_value_keep_it() -> None:
 
 def test_symbolic_sizes_for_shapes_of_fake_tensors() -> None:
     sketch = Sketch()
-    (rows,) = sketch.sizes(5)
+    rows = sketch.size(5)
     for number in (4, sympy.Integer(4)):
         found = symbolic(sketch.env, number, 9)
         assert found == 4 and isinstance(found, int)

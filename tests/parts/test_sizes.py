@@ -34,7 +34,7 @@ def tied(inner: Sketch, taken: list[Any], outer: Sketch, given: list[Any]) -> tu
 
 def test_a_tensor_brings_its_axes_and_a_size_itself() -> None:
     sketch = Sketch()
-    (rows,) = sketch.sizes(5)
+    rows = sketch.size(5)
     assert dimensions(sketch.fake(2, rows)) == (2, expr(rows))
     assert dimensions(rows) == (expr(rows),) and dimensions(4) == (4,)
     assert dimensions(sketch.fake()) == ()
@@ -50,14 +50,14 @@ def test_symbols_of_a_block_are_what_the_call_gives() -> None:
 
 def test_the_first_that_a_symbol_is_given_holds() -> None:
     inner, outer = Sketch(), Sketch()
-    (n,), (first, second) = inner.sizes(12), outer.sizes(12, 12)
+    n, (first, second) = inner.size(12), outer.sizes(12, 12)
     body, node = tied(inner, [(1, n), (n,), (2 * n,)], outer, [(1, first), (second,), (24,)])
     assert binding(body, node) == {expr(n): expr(first)}
 
 
 def test_a_side_that_is_a_multiple_of_a_symbol_gives_the_symbol() -> None:
     inner, outer = Sketch(), Sketch()
-    (half,), (whole,) = inner.sizes(6), outer.sizes(12)
+    half, whole = inner.size(6), outer.size(12)
     body, node = tied(inner, [(2 * half,), (half,)], outer, [(whole,), (7,)])
     assert binding(body, node) == {expr(half): expr(whole) / 2}
 
@@ -71,7 +71,7 @@ def test_other_expressions_give_no_symbol() -> None:
 
 def test_sizes_that_are_one_inside_become_one_outside() -> None:
     inner, outer = Sketch(), Sketch()
-    (n,), (tokens, rows) = inner.sizes(12), outer.sizes(12, 12)
+    n, (tokens, rows) = inner.size(12), outer.sizes(12, 12)
     body, node = tied(inner, [(2, n, 8), (n, 8)], outer, [(2, tokens, 8), (rows, 8)])
     bind_sizes(outer.env, body, node)
     assert size_of(rows) == size_of(tokens)
@@ -80,7 +80,7 @@ def test_sizes_that_are_one_inside_become_one_outside() -> None:
 
 def test_a_symbol_becomes_the_product_that_it_equals() -> None:
     inner, outer = Sketch(), Sketch()
-    (n,), (h, w, rows) = inner.sizes(12), outer.sizes(3, 4, 12)
+    n, (h, w, rows) = inner.size(12), outer.sizes(3, 4, 12)
     body, node = tied(inner, [(2, n, 8), (n, 8)], outer, [(2, h * w, 8), (rows, 8)])
     bind_sizes(outer.env, body, node)
     assert size_of(rows) == expr(h) * expr(w)
@@ -88,7 +88,7 @@ def test_a_symbol_becomes_the_product_that_it_equals() -> None:
 
 def test_a_symbol_becomes_the_product_that_comes_later() -> None:
     inner, outer = Sketch(), Sketch()
-    (n,), (h, w, rows) = inner.sizes(12), outer.sizes(3, 4, 12)
+    n, (h, w, rows) = inner.size(12), outer.sizes(3, 4, 12)
     body, node = tied(inner, [(rows_first := n,), (n, 8)], outer, [(rows,), (h * w, 8)])
     assert rows_first is n
     bind_sizes(outer.env, body, node)
@@ -99,7 +99,7 @@ def test_a_symbol_becomes_the_product_that_comes_later() -> None:
 def test_a_symbol_of_a_smaller_range_becomes_the_product_too(turned: bool) -> None:
     """Torch leaves such a symbol as it is, and notes a guard alone."""
     inner, outer = Sketch(), Sketch()
-    (n,), (h, w, rows) = inner.sizes(12), outer.sizes(3, 4, 12)
+    n, (h, w, rows) = inner.size(12), outer.sizes(3, 4, 12)
     assert rows < 100
     body, node = tied(inner, [(n,), (n,)], outer, [(rows,), (h * w,)] if turned else [(h * w,), (rows,)])
     bind_sizes(outer.env, body, node)
@@ -112,7 +112,7 @@ def test_a_symbol_of_a_smaller_range_becomes_the_product_too(turned: bool) -> No
 )
 def test_common_terms_and_factors_fall_away(size: Callable[[Any], Any]) -> None:
     inner, outer = Sketch(), Sketch()
-    (n,), (h, w, rows) = inner.sizes(12), outer.sizes(3, 4, 12)
+    n, (h, w, rows) = inner.size(12), outer.sizes(3, 4, 12)
     assert rows < 100, "so that torch leaves it as it is"
     body, node = tied(inner, [(n,), (size(n),)], outer, [(h * w,), (size(rows),)])
     bind_sizes(outer.env, body, node)
@@ -121,7 +121,7 @@ def test_common_terms_and_factors_fall_away(size: Callable[[Any], Any]) -> None:
 
 def test_a_size_that_is_a_number_inside_is_one_outside() -> None:
     inner, outer = Sketch(), Sketch()
-    (width,) = outer.sizes(8)
+    width = outer.size(8)
     body, node = tied(inner, [(2, 8)], outer, [(2, width)])
     bind_sizes(outer.env, body, node)
     assert size_of(width) == 8
@@ -139,7 +139,7 @@ def test_a_size_that_is_a_number_inside_is_one_outside() -> None:
 )
 def test_sizes_that_contradict_those_of_the_block_are_refused(taken: Callable[..., Any], given: Callable[..., Any]) -> None:
     inner, outer = Sketch(), Sketch()
-    (n,), (a, b) = inner.sizes(12), outer.sizes(12, 13)
+    n, (a, b) = inner.size(12), outer.sizes(12, 13)
     body, node = tied(inner, taken(n), outer, given(a, b))
     with pytest.raises(CaptureError, match=r"blocks.0 is called with sizes that it was not captured for: .* does not hold"):
         bind_sizes(outer.env, body, node)
@@ -147,7 +147,7 @@ def test_sizes_that_contradict_those_of_the_block_are_refused(taken: Callable[..
 
 def test_sizes_that_agree_leave_no_guard() -> None:
     inner, outer = Sketch(), Sketch()
-    (n,), (a,) = inner.sizes(12), outer.sizes(12)
+    n, a = inner.size(12), outer.size(12)
     body, node = tied(inner, [(2, n), (n + 1,), 3, (0, 2)], outer, [(2, a), (a + 1,), 3, (0, 2)])
     bind_sizes(outer.env, body, node)
     assert outer.env.guards == [] and size_of(a) == expr(a)
@@ -216,7 +216,7 @@ def test_what_was_known_of_sizes_is_asked_again_after_one_is_set() -> None:
 )
 def test_sizes_of_a_call_that_must_be_equal_inside(taken: Callable[..., Any], given: Callable[..., Any], fits: bool) -> None:
     inner, outer = Sketch(), Sketch()
-    (n,), (a, b) = inner.sizes(12), outer.sizes(12, 12)
+    n, (a, b) = inner.size(12), outer.sizes(12, 12)
     body, node = tied(inner, taken(n), outer, given(a, b))
     said = mismatch(outer.env, body, node)
     assert (said is None) == fits
@@ -226,7 +226,7 @@ def test_sizes_of_a_call_that_must_be_equal_inside(taken: Callable[..., Any], gi
 def test_sizes_that_are_equal_by_what_is_known_outside_fit() -> None:
     for learn in (lambda a, b: a == b, lambda a, b: 2 * a == 2 * b, lambda a, b: a * 3 == b * 3, lambda a, b: b + 5 == a + 5):
         inner, outer = Sketch(), Sketch()
-        (n,), (a, b) = inner.sizes(12), outer.sizes(12, 12)
+        n, (a, b) = inner.size(12), outer.sizes(12, 12)
         body, node = tied(inner, [(n,), (n,)], outer, [(a,), (b,)])
         assert mismatch(outer.env, body, node) is not None
         assert learn(a, b)
@@ -236,7 +236,7 @@ def test_sizes_that_are_equal_by_what_is_known_outside_fit() -> None:
 @pytest.mark.parametrize("turned", [False, True])
 def test_sizes_that_are_equal_by_a_guard_that_sets_no_symbol_fit(turned: bool) -> None:
     inner, outer = Sketch(), Sketch()
-    (n,), (a, b, c, d) = inner.sizes(12), outer.sizes(3, 4, 2, 6)
+    n, (a, b, c, d) = inner.size(12), outer.sizes(3, 4, 2, 6)
     given = [(c * d,), (a * b,)] if turned else [(a * b,), (c * d,)]
     body, node = tied(inner, [(n,), (n,)], outer, given)
     assert mismatch(outer.env, body, node) is not None
@@ -248,7 +248,7 @@ def test_sizes_that_are_equal_by_a_guard_that_sets_no_symbol_fit(turned: bool) -
 
 def test_a_call_with_other_numbers_of_inputs_or_axes_is_an_error() -> None:
     inner, outer = Sketch(), Sketch()
-    (n,), (a,) = inner.sizes(12), outer.sizes(12)
+    n, a = inner.size(12), outer.size(12)
     for given in ([(a,), (a,)], [(a, 1)]):
         body, node = tied(inner, [(n,)], outer, given)
         with pytest.raises(ValueError, match="zip"):

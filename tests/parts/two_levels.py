@@ -17,8 +17,6 @@ from sparsify.shapes import size_of
 from .sketch import Sketch, aten
 
 TEXT = 5
-
-
 POOLED = {2: (3, 4), 3: (2, 3, 4)}
 
 
