@@ -5,10 +5,10 @@ from __future__ import annotations
 import operator
 
 import torch
-from torch import fx, nn
 
 from sparsify.program import Body, Program, Twin
 
+from .running import run_program
 from .sketch import Sketch, aten
 
 TABLE = torch.linspace(-1, 1, 4)
@@ -55,14 +55,7 @@ class Block:
 def ran(program: Program, rows: int = 5) -> torch.Tensor:
     """What the program gives, where every block has a weight of its own."""
     torch.manual_seed(0)
-    root = nn.Module()
     calls = program.block_nodes
-    root.blocks = nn.ModuleList()
-    for call in calls:
-        module = fx.GraphModule({"weight": torch.rand(4, 8), "table": TABLE}, program.body_of(call).graph)
-        module.weight = torch.rand(4, 8)
-        root.blocks.append(module)
-    root.table = TABLE
-    program.graph.lint()
+    weights = {f"blocks__{index}__weight": torch.rand(4, 8) for index in range(len(calls))}
     inputs = [torch.rand(2, 6, 4), torch.rand(2, rows, 4), *(torch.rand(2, 8) for _ in calls), 6]
-    return fx.Interpreter(root, graph=program.graph).run(*inputs)
+    return run_program(program, *inputs, **weights)

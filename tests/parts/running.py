@@ -43,5 +43,7 @@ def run_program(program: Program, *values: Any, **attributes: Any) -> Any:
 
     The pooled grid is the attribute ``sparsify_density``.
     """
+    for graph in program.graphs.values():
+        graph.lint()
     known = {name.replace("__", "."): value for name, value in attributes.items()}
     return _Model(program, known | program.constants).run(*values)

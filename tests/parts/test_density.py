@@ -21,7 +21,7 @@ NAMES = {1: ["length"], 2: ["height", "width"], 3: ["time", "height", "width"]}
 def model(*grid: int) -> tuple[Sketch, Program, list[Any]]:
     """A program with the timestep between other inputs, whose grid is as large as an input, and the sides of that."""
     sketch = Sketch()
-    sides = [sketch.size(hint) for axis, hint in enumerate(grid)]
+    sides = sketch.sizes(*grid)
     x, _, y = sketch.input("x", 2, *sides), sketch.input("t", 2), sketch.input("y", 2)
     sketch.input("last", 2)
     sketch.output(sketch(aten.exp.default, x), sketch(aten.exp.default, y))

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import fx
 
 from sparsify.passes import Pass, drop_tokens
 from sparsify.program import Program
 from sparsify.shapes import shape_of, size_of
 
+from .running import run_program
 from .sketch import Sketch, aten
 
 
@@ -26,11 +27,9 @@ class Dropping(Pass):
     def rewrite(self, program: Program, place: Any) -> None: ...
 
 
-class Block(nn.Module):
-    """Needs as many rows of the table, and rows and columns of the mask, as there are tokens."""
-
-    def forward(self, x: torch.Tensor, scale: torch.Tensor, table: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return mask @ (x * scale + table)
+def block(x: torch.Tensor, scale: torch.Tensor, table: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The block in eager torch: it needs as many rows of the table, and rows and columns of the mask, as there are tokens."""
+    return mask @ (x * scale + table)
 
 
 def trunk(depth: int) -> tuple[Sketch, Program, fx.Node]:
@@ -52,13 +51,6 @@ def trunk(depth: int) -> tuple[Sketch, Program, fx.Node]:
     return outer, outer.program(body.body(moving=[tokens])), kept
 
 
-def ran(program: Program, *inputs: torch.Tensor) -> Any:
-    root = nn.Module()
-    root.blocks = nn.ModuleList(Block() for _ in program.block_nodes)
-    program.graph.lint()
-    return fx.Interpreter(root, graph=program.graph).run(*inputs)
-
-
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_blocks_see_the_kept_tokens_alone(depth: int) -> None:
     _, program, kept = trunk(depth)
@@ -67,13 +59,13 @@ def test_blocks_see_the_kept_tokens_alone(depth: int) -> None:
     rows = torch.tensor([4, 0, 5])
     want = x[:, rows]
     for _ in range(depth):
-        want = Block()(want, scale, table[rows], mask[rows][:, rows])
-    assert torch.equal(ran(program, x, scale, table, mask, rows), want)
-    for block in program.block_nodes:
-        assert shape_of(block) == (2, size_of(kept.meta["val"].shape[0]), 4)
-        assert [len(shape_of(argument)) for argument in block.args] == [3, 3, 2, 2]
-        assert block.meta["passes"] == ("dropping",)
-        assert block.meta["provenance"] == ("dropping", block.name)
+        want = block(want, scale, table[rows], mask[rows][:, rows])
+    assert torch.equal(run_program(program, x, scale, table, mask, rows), want)
+    for call in program.block_nodes:
+        assert shape_of(call) == (2, size_of(kept.meta["val"].shape[0]), 4)
+        assert [len(shape_of(argument)) for argument in call.args] == [3, 3, 2, 2]
+        assert call.meta["passes"] == ("dropping",)
+        assert call.meta["provenance"] == ("dropping", call.name)
 
 
 def test_blocks_in_front_keep_all_tokens() -> None:
@@ -84,10 +76,10 @@ def test_blocks_in_front_keep_all_tokens() -> None:
     assert shape_of(first) == shape_of(program.placeholders[0])
     x, scale, table, mask = torch.rand(2, 7, 4), torch.rand(2, 1, 4), torch.rand(7, 4), torch.rand(7, 7)
     rows = torch.tensor([1, 6])
-    want = Block()(x, scale, table, mask)[:, rows]
+    want = block(x, scale, table, mask)[:, rows]
     for _ in others:
-        want = Block()(want, scale, table[rows], mask[rows][:, rows])
-    assert torch.equal(ran(program, x, scale, table, mask, rows), want)
+        want = block(want, scale, table[rows], mask[rows][:, rows])
+    assert torch.equal(run_program(program, x, scale, table, mask, rows), want)
 
 
 def test_rows_are_selected_in_front_of_the_block_that_reads_them() -> None:
@@ -101,7 +93,7 @@ def test_rows_are_selected_in_front_of_the_block_that_reads_them() -> None:
     assert names == ["index_select"] * 4 + ["blocks.0"] + ["index_select"] * 3 + ["blocks.1"]
     made = program.graph.find_nodes(op="call_function", target=aten.index_select.default)
     assert {node.meta["provenance"].pass_name for node in made} == {"dropping"}
-    assert [node.meta["provenance"].origin for node in made] == [block.name for block in program.block_nodes for _ in range(4)][
+    assert [node.meta["provenance"].origin for node in made] == [call.name for call in program.block_nodes for _ in range(4)][
         :7
     ]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import nn
 
 from sparsify.errors import RewriteError
 from sparsify.layers import restore_layer
@@ -16,6 +16,7 @@ from sparsify.ops import pool_tokens
 from sparsify.program import DENSITY
 from sparsify.shapes import shape_of, size_of
 
+from .running import run_program
 from .sketch import aten
 from .two_levels import TEXT, Model, moved
 
@@ -211,21 +212,8 @@ def test_dense_and_sparse_values_are_those_of_eager_torch(model: Model) -> None:
     output = model.program.graph.output_node()
     with model.at(output):
         output.args = (model.levels.at_dense(model.second),)
-    model.program.graph.lint()
-
-    class Block(nn.Module):
-        def forward(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-            return x + table
-
-    class Sides(nn.Module):
-        def forward(self, *others: Any) -> tuple[int, int]:
-            return 3, 4
-
-    root = nn.Module()
-    root.blocks = nn.ModuleList([Block(), Block()])
-    root.add_module(DENSITY, Sides())
     image = torch.rand(2, 4, 6, 8)
-    got = fx.Interpreter(root, graph=model.program.graph).run(image, torch.zeros(2), torch.rand(2, TEXT, 4))
+    got = run_program(model.program, image, torch.zeros(2), torch.rand(2, TEXT, 4), **{DENSITY: (3, 4)})
     sparse = nn.functional.avg_pool2d(image, 2)
     table = nn.functional.avg_pool2d(image.mean(0, keepdim=True), 2)
     want = nn.functional.interpolate((sparse + table) * 2 + table, scale_factor=2).flatten(2).transpose(1, 2)

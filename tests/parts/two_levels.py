@@ -24,7 +24,7 @@ POOLED = {2: (3, 4), 3: (2, 3, 4)}
 def built(sizes: tuple[int, ...], fixed: bool, text: str, **density: Any) -> tuple[Sketch, Program, dict[str, str]]:
     """The program of a :class:`Model` and the names of its nodes; copies of it share what is known of its sizes."""
     sketch = Sketch()
-    sides = list(sizes) if fixed else [sketch.size(side) for axis, side in enumerate(sizes)]
+    sides = list(sizes) if fixed else sketch.sizes(*sizes)
     image = sketch.input("image", 2, 4, *sides)
     sketch.input("t", 2)
     other = sketch.input("text", 2, TEXT, 4)
