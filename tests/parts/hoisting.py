@@ -52,7 +52,7 @@ class Block:
         return outer.program(self.body())
 
 
-def ran(program: Program, rows: int = 5) -> torch.Tensor:
+def ran(program: Program, rows: int = 5) -> Any:
     """What the program gives, where every block has a weight of its own."""
     torch.manual_seed(0)
     calls = program.block_nodes

@@ -23,8 +23,8 @@ class Sketch:
     """A graph that grows, with a shape environment of its own or that of another: graphs of one program may share theirs."""
 
     def __init__(self, like: Sketch | None = None) -> None:
-        self.env = ShapeEnv() if like is None else like.env
-        self.mode = FakeTensorMode(shape_env=self.env) if like is None else like.mode
+        self.env: ShapeEnv = ShapeEnv() if like is None else like.env
+        self.mode: FakeTensorMode = FakeTensorMode(shape_env=self.env) if like is None else like.mode
         self.graph = fx.Graph()
 
     def size(self, hint: int) -> Any:
@@ -99,7 +99,7 @@ def of_bodies(*bodies: Body) -> Program:
     return outer.program(*bodies)
 
 
-def of_graphs(**graphs: fx.Graph) -> Any:
+def of_graphs(**graphs: Any) -> Any:
     """Stands for a program of which nothing is asked but its graphs."""
     return SimpleNamespace(graphs=graphs, skips=[])
 

@@ -126,7 +126,7 @@ def test_what_needs_all_copies_gets_them() -> None:
     assert block.rewritten() == [MEAN, LINEAR, EXPAND, aten.exp.default]
     (copies,) = block.sketch.graph.find_nodes(op="call_function", target=EXPAND)
     assert shape_of(copies) == shape_of(block.x)
-    assert copies.args[1][0] == copies.args[1][2] == -1  # type: ignore[index]
+    assert copies.args[1][0] == copies.args[1][2] == -1
     assert copies.meta["provenance"].pass_name == "mean-before-linear"
 
 

@@ -55,8 +55,8 @@ def test_units_are_stated_anew() -> None:
     projection = Projection(units(lambda count: [2, count, 3, 4], lambda sketch, node: [sketch(SLICE, node, 2, 1, 3)]))
     assert projection.narrowed() == ([aten.reshape.default], (4, 12))
     (reshape,) = projection.sketch.graph.find_nodes(op="call_function", target=aten.reshape.default)
-    assert reshape.args[1][0] == 2  # type: ignore[index]
-    assert reshape.args[1][2:] == [2, 4]  # type: ignore[index]
+    assert reshape.args[1][0] == 2
+    assert reshape.args[1][2:] == [2, 4]
     assert reshape.meta["provenance"].pass_name == "narrow-linear"
 
 
@@ -86,7 +86,7 @@ def test_a_shape_that_keeps_the_rows_states_them_anew() -> None:
     projection = Projection(readers)
     assert projection.narrowed()[1] == (4, 8)
     (reshape,) = projection.sketch.graph.find_nodes(op="call_function", target=aten.reshape.default)
-    assert reshape.args[1][-1] == 4  # type: ignore[index]
+    assert reshape.args[1][-1] == 4
 
 
 def test_units_that_stay_together_are_followed() -> None:
