@@ -31,6 +31,7 @@ class Scale(nn.Module):
 
 class Model(nn.Module):
     width = 4
+    table: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class Captures:
     def __call__(self, model: nn.Module, request: Request, args: Any, kwargs: Any, mode: bool | None, kind: object) -> Stage:
         self.asked.append((mode, kind, [module.training for module in model.modules()]))
         program = program_of_model(model, args, kwargs, **self.options)
-        inputs = program.call.flatten(args, kwargs)
+        inputs: list[Any] = list(program.call.flatten(args, kwargs))
         guards, report, plan = OfShape(inputs[0].shape), f"report {len(self.asked)}", f"plan {len(self.asked)}"
         return self.change(Stage(program, plan, guards, report, mode, kind, tuple(inputs), None))  # type: ignore[arg-type]
 

@@ -66,7 +66,8 @@ def rows_of(node: Any) -> tuple[int, int]:
 
 def tokens_of(sketch: Sketch) -> fx.Node:
     """How many tokens there are."""
-    return sketch.graph.find_nodes(op="call_function", target=aten.sym_size.int)[0]
+    node: fx.Node = sketch.graph.find_nodes(op="call_function", target=aten.sym_size.int)[0]
+    return node
 
 
 def chunks(*read: int, of: int = 3) -> Readers:
