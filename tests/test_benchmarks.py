@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import common, memory, scaling
+from benchmarks import common, memory, roles, scaling
 from benchmarks import time as time_benchmark
 from benchmarks.cases import CASES, QUICK, Case
 from benchmarks.contenders import WAYS, Setup
@@ -32,7 +32,19 @@ def tiny_model() -> tuple[torch.nn.Module, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     "name",
-    ["flops", "time", "scaling", "sampling", "check", "compile_cost", "rewrite_cost", "import_time", "targets", "tensorrt"],
+    [
+        "flops",
+        "time",
+        "roles",
+        "scaling",
+        "sampling",
+        "check",
+        "compile_cost",
+        "rewrite_cost",
+        "import_time",
+        "targets",
+        "tensorrt",
+    ],
 )
 def test_help_teaches_by_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -104,6 +116,28 @@ def test_every_way_runs_and_its_gflops_stand_beside_its_time() -> None:
     assert rows["token merging"]["gflops"] == pytest.approx(report.gflops, rel=0.03)
     hit, miss = (rows[f"first-block cache, {name}"] for name in ("a hit", "a miss"))
     assert hit["is_step"] and hit["gflops"] < 0.3 * miss["gflops"] and miss["gflops"] == report.gflops_dense
+
+
+def test_time_by_role_adds_up() -> None:
+    """What blocks take lies within the whole, what is counted is the report's, and what nothing is beyond has the ratio of the GFLOPs."""
+    model, inputs = tiny_model()
+    setup = Setup.of(Case("tiny", tiny_model, POLICY), model, common.batched(inputs, 2))
+    found = roles.measured(setup, 2, "")
+    report = setup.sparse.report()
+    assert {name: part["blocks"] for name, part in found["parts"].items()} == {
+        "pooling": 1, "generate": 1, "sparse": 1, "recover": 1, "dense": 2, roles.OUTSIDE: 0
+    }  # fmt: skip
+    assert sum(part["gflops"] for part in found["parts"].values()) == pytest.approx(2 * report.gflops)
+    assert found["dense_gflops"] == pytest.approx(2 * report.gflops_dense)
+    assert sum(part["seconds"] for part in found["parts"].values()) == pytest.approx(found["seconds"])
+    assert all(part["seconds"] > 0 for part in found["parts"].values())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in [*model.modules(), *setup.sparse.modules()])
+    parts = {"dense": {"blocks": 1, "seconds": 2.0, "gflops": 4.0}, "sparse": {"blocks": 2, "seconds": 1.0, "gflops": 1.0}}
+    known = {"dense_seconds": 5.0, "dense_gflops": 10.0, "seconds": 3.0, "gflops": 5.0, "parts": parts}
+    assert roles.beyond(known) == {"dense": 0.0, "sparse": 0.5}
+    assert (
+        roles.verdict(known) == "1.67x faster than dense with 2.00x fewer GFLOPs; 16.7% of its time lies beyond the arithmetic."
+    )
 
 
 def test_ways_that_were_not_published_for_a_model_are_missing_with_the_reason() -> None:

@@ -111,7 +111,7 @@ LEGAL: list[tuple[Any, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("target", "stages"), LEGAL, ids=str)
+@pytest.mark.parametrize(("target", "stages"), LEGAL, ids=range(len(LEGAL)))
 def test_which_functions_are_legal_at_which_stage(target: Any, stages: tuple[str, ...], monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "compute_value", lambda node, values, mode: values[node])
     for stage in ("captured", "analysed", "sparse"):
