@@ -20,6 +20,7 @@ from cosmic_ray.mutating import mutate_code
 
 from .mutation.mutants import mutants, sampled
 from .mutation.operators import OWN
+from .mutation.targets import Target
 
 ROOT = Path(__file__).parents[1]
 SOURCE = '''"""A module."""
@@ -192,6 +193,21 @@ def test_operators_of_our_own(operator) -> None:
     for example in operator.examples():
         assert mutate_code(example.pre_mutation_code, operator(), 0) == example.post_mutation_code
         assert mutate_code(example.pre_mutation_code, operator(), 1) is None
+
+
+def test_results_hold_while_tests_and_what_they_import_stay(tmp_path: Path) -> None:
+    target = Target("m.py", "m", ("tests/test_m.py::test_a", "-x"))
+    (tmp_path / "tests").mkdir()
+    for name in ("test_m.py", "test_other.py", "helpers.py"):
+        (tmp_path / "tests" / name).write_text("a = 1")
+    first = target.digest(tmp_path)
+    (tmp_path / "tests" / "test_other.py").write_text("a = 2")
+    assert target.digest(tmp_path) == first
+    for name in ("helpers.py", "test_m.py"):
+        (tmp_path / "tests" / name).write_text("a = 2")
+        assert target.digest(tmp_path) != first
+        (tmp_path / "tests" / name).write_text("a = 1")
+    assert target.digest(tmp_path) == first != Target("m.py", "m", ("tests/test_m.py",)).digest(tmp_path)
 
 
 def test_samples_are_drawn_by_seed() -> None:

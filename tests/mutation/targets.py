@@ -29,8 +29,10 @@ class Target:
         return self.path.removesuffix(".py")
 
     def digest(self, root: Path) -> str:
-        """Changes when other tests are asked, or one of the files with these tests changes."""
-        files = sorted({root / each.split("::")[0] for each in self.tests if not each.startswith("-")})
+        """Changes when other tests are asked, or one of the files with these tests or beside them, which they may import."""
+        named = {root / each.split("::")[0] for each in self.tests if not each.startswith("-")}
+        beside = {file for each in named for file in each.parent.glob("*.py") if not file.name.startswith("test_")}
+        files = sorted(named | beside)
         texts = [" ".join(self.tests).encode(), *(file.read_bytes() for file in files if file.is_file())]
         return hashlib.sha256(b"\n".join(texts)).hexdigest()[:16]
 
