@@ -1,9 +1,9 @@
 """Change one thing in a module, run its tests, and see whether one fails; exits 1 if fewer than nine in ten changes are noticed.
 
 examples:
-  python -m tests.mutation                                  # a sample of each module: half an hour to an hour on two cores
+  python -m tests.mutation                                  # a sample of each module: five minutes on two cores
   python -m tests.mutation --modules share passes/nearest   # these modules
-  python -m tests.mutation --all --resume                   # every mutant; goes on where it was interrupted
+  python -m tests.mutation --all --resume                   # every mutant, an hour; goes on where it was interrupted
   python -m tests.mutation --strict                         # fails, too, if a survivor has no reason in survivors.toml
 
 Nothing is written to the checkout: a mutant lives in the memory of the process that tests it. It counts as noticed if a test fails,
