@@ -40,7 +40,7 @@ def discretised(function: Callable[[float], End], levels: int, timesteps: float)
     width = (max(rates) - low) / levels
 
     def rounded(end: End) -> End:
-        if isinstance(end, tuple) or end == low:  # if all rates are one, the steps have no width
+        if isinstance(end, tuple) or width == 0:  # all rates are one
             return end
         return low + width * min(levels - 1, math.floor((end - low) / width + 1e-9))
 

@@ -188,8 +188,9 @@ def _get_attr(graph: fx.Graph, spec: Any, program: ExportedProgram, constants: d
 
 
 def _is_noise(node: fx.Node) -> bool:
-    """Trace-time assertions: they pin dtypes that autocast may change, and guards are checked at the call instead."""
+    """Results that nothing reads, and trace-time assertions: they pin dtypes that autocast may change, and guards are checked at the call."""
     return not node.users and node.target in (
+        operator.getitem,
         aten._assert_tensor_metadata.default,
         aten._assert_scalar.default,
         aten._assert_async.msg,

@@ -85,12 +85,16 @@ def sides_of_positions(positions: torch.Tensor, count: int) -> tuple[int, ...] |
 
     Where there are more rows, the others are those of a text before or behind the tokens.
     """
+    if not positions.numel():
+        return None
     table = positions.detach().reshape(-1, *positions.shape[-2:])[0].double().cpu()
     ends = (table,) if table.shape[0] == count else (table[-count:], table[:count])
     return next((sides for rows in ends if (sides := _sides_of_table(rows)) is not None and rows.shape[0] == count), None)
 
 
 def _sides_of_table(table: torch.Tensor) -> tuple[int, ...] | None:
+    if not table.isfinite().all():
+        return None
     table = table - table.amin(dim=0)
     moving = [column for column in table.unbind(-1) if float(column.max()) > 0]
     columns = [column / float(column[column > 0].min()) for column in moving]  # in steps, which rounding leaves inexact
@@ -98,4 +102,4 @@ def _sides_of_table(table: torch.Tensor) -> tuple[int, ...] | None:
     if not 1 <= len(sides) <= 3 or math.prod(sides) != table.shape[0]:
         return None
     cells = torch.cartesian_prod(*(torch.arange(side) for side in sides)).reshape(-1, len(sides))
-    return tuple(sides) if torch.allclose(torch.stack(columns, dim=-1), cells.double()) else None
+    return tuple(sides) if torch.allclose(torch.stack(columns, dim=-1), cells.double(), rtol=0, atol=0.01) else None

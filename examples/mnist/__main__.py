@@ -3,7 +3,7 @@
 examples:
   python -m examples.mnist                                  # everything; some hours on two cores
   python -m examples.mnist --stages train                   # the dense model alone
-  python -m examples.mnist --published --stages search      # how the policy in settings.json was found: ten minutes
+  python -m examples.mnist --published --stages search      # policies measured on the dense model: ten minutes
   python -m examples.mnist --stages sample score --arms dense calibrated-finetuned
   python -m examples.mnist --published --arms dense         # on from the weights and scores that lie here: nothing is trained
   python -m examples.mnist --settings quick.json --out /tmp/mnist

@@ -1,4 +1,4 @@
-"""How the policy in ``settings.json`` was found: by measuring, on the trained dense model."""
+"""A policy for the trained dense model, found by measuring: ``search.json`` has all of it."""
 
 from __future__ import annotations
 

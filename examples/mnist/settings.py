@@ -20,7 +20,7 @@ class Settings:
     Attributes:
         model: arguments of :func:`examples.mnist.model.make`.
         policy: of the sparse arms.
-        budget: the share of the dense GFLOPs that the stage ``search`` finds policies for, of which that one was the best.
+        budget: the share of the dense GFLOPs that the stage ``search`` finds a policy for.
         dense: how the dense model is trained.
         finetune: how the sparse arms are, for at most a tenth of those steps.
         calibration: images that restore layers are fitted on, in batches of 64 with a timestep each.

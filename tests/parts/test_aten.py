@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from sparsify import PolicyError
+from sparsify.calls import CallSpec
+from sparsify.export import capture_module
 from sparsify.passes.aten import aten_graph
+from sparsify.passes.pattern import Pattern
 
 aten = torch.ops.aten
 
@@ -77,6 +80,21 @@ FUNCTIONS: list[Callable[..., Any]] = [
     lambda x: x.chunk(2, -1)[0],
     lambda x: x.unbind(1)[1],
     lambda x: x.exp().sin(),
+    lambda x: torch.sub(2, x),
+    lambda x: torch.add(2, x, alpha=3),
+    lambda x: torch.sub(x, 2, alpha=3),
+    lambda x: x.flip(0, 1),
+    lambda x: x.roll(1, 0),
+    lambda x: x.roll((1, 1), (0, 1)),
+    lambda x: x.var(),
+    lambda x: x.var(False),
+    lambda x: x.var(1),
+    lambda x: x.std(-1, keepdim=True),
+    lambda x: torch.var_mean(x, -1)[0],
+    lambda x: x.split([1, 1], -1)[0],
+    lambda x: x.split(1, -1)[0],
+    lambda x, y: x.where(y > 0, 0.0),
+    lambda x, y: x.where(y > 0, y),
 ]
 
 
@@ -86,6 +104,36 @@ def test_calls_become_what_torch_runs(function: Callable[..., Any]) -> None:
     traced = make_fx(function, pre_dispatch=True)(*tensors).graph
     traced.eliminate_dead_code()
     assert written(aten_graph(function)) == written(traced)
+
+
+class Several(nn.Module):
+    """Calls that are captured in another form than they run in, or that take lists where one number is given."""
+
+    calls: ClassVar[dict[str, Callable[..., Any]]] = {
+        "layer_norm": lambda x: F.layer_norm(x, (8,)),
+        "group_norm": lambda x: F.group_norm(x, 2),
+        "view": lambda x: x.view(-1),
+        "view of sizes": lambda x: x.view(2, 64, 2),
+        "one of two": lambda x: x.chunk(2, -1)[0],
+        "pooled": lambda x: F.avg_pool2d(x, 2),
+        "pooled to one": lambda x: F.adaptive_avg_pool2d(x, 1),
+        "padded": lambda x: F.conv2d(x, x, stride=2, padding=1),
+    }
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [call(x) for call in self.calls.values()]
+
+
+@pytest.fixture(scope="module")
+def captured() -> fx.Graph:
+    model = Several()
+    call, leaves = CallSpec.of(model.forward, (torch.rand(2, 2, 8, 8),), {})
+    return capture_module(model, call, leaves).graph
+
+
+@pytest.mark.parametrize("name", Several.calls)
+def test_calls_become_what_is_captured(captured: fx.Graph, name: str) -> None:
+    assert len(Pattern(Several.calls[name]).find(captured)) == 1
 
 
 def test_arguments_become_placeholders_of_their_names() -> None:
@@ -127,7 +175,10 @@ def test_operators_may_be_written_as_they_are_printed() -> None:
         (lambda x: x.reshape(2, 0.5), "fits no overload of aten.reshape"),
         (lambda x: x.reshape(), "fits no overload of aten.reshape"),
         (lambda x: x.reshape(0.5), "fits no overload of aten.reshape"),
+        (lambda x: x.reshape(0.5, 2), "fits no overload of aten.reshape"),
         (lambda x: x.exp(2), "fits no overload of aten.exp"),
+        (lambda x: x.mean(1, 2), "fits no overload of aten.mean"),
+        (lambda x, y: torch.sub(input=x, other=y), "fits no overload of aten.sub"),
     ],
 )
 def test_what_is_no_pattern_is_refused(function: Callable[..., Any], words: str) -> None:

@@ -46,6 +46,7 @@ def test_a_continuous_range_is_sampled_finely_and_with_both_ends(end: float) -> 
         ([0.1, 0.4, 0.1, 0.7], 3, {0: 0.1, 1: 0.3, 2: 0.1, 3: 0.5}),  # 0.1, 0.3, 0.5; the first comes back
         ([0.2, 0.5, 0.5, 0.8], 3, {0: 0.2, 1: 0.4, 3: 0.6}),
         ([0.5, 0.5, 0.5], 2, {0: 0.5}),
+        ([0.0, 5e-324], 3, {0: 0.0, 1: 5e-324}),  # a third of that is no number of its own
         ([0.0, 0.3, 0.9], 9, {0: 0.0, 1: 0.3, 2: 0.8}),  # 0.3 lies on a step, and is one for all that floats make of it
         ([(8, 8), (8, 8), (4, 4)], 2, {0: (8, 8), 2: (4, 4)}),
         ([[8, 8], (8, 8)], 2, {0: (8, 8)}),

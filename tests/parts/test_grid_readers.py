@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +114,18 @@ def with_a_gap() -> torch.Tensor:
     return table
 
 
+def one_off(far: int) -> torch.Tensor:
+    table = cells(20_000, 1).double()
+    table[far] += 0.1
+    return table
+
+
+def with_a(value: float) -> torch.Tensor:
+    table = cells(3, 5)
+    table[4, 1] = value
+    return table
+
+
 NO_GRID = {
     "backwards": cells(3, 5).flip(0),
     "columns first": cells(3, 5)[:, [1, 0]],
@@ -122,6 +135,10 @@ NO_GRID = {
     "four axes": cells(2, 2, 2, 2),
     "all the same": torch.zeros(15, 2),
     "one token": torch.zeros(1, 2),
+    "no token": torch.zeros(0, 2),
+    "one far from its cell, far out": one_off(15_000),
+    "a nan": with_a(math.nan),
+    "an infinity": with_a(math.inf),
 }
 
 
