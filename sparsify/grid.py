@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,14 +13,13 @@ import torch
 from torch import fx
 
 from .errors import GridError
+from .grid_axes import VIEWS, ancestors_along, equal, has_shape, sources_of_axis
 from .grid_readers import FixedGrid, GridOfPositions, checked_sides, sides_of_positions
 from .program import GRID, Program
 from .shapes import Size, emit_size, new_size, shape_of, size_of
 from .sizes import set_equal
 
 aten = torch.ops.aten
-
-_VIEWS = (aten.reshape.default, aten.flatten.using_ints, aten._unsafe_view.default, aten.unflatten.int)
 
 
 def find_grid(program: Program, given: Sequence[int] | None = None) -> None:
@@ -68,12 +66,12 @@ def _merged_axes(program: Program, tokens: fx.Node) -> tuple[tuple[Size, ...], s
     unclear = None
     size = sympy.sympify(shape_of(tokens)[1])
     terms = sympy.Add.make_args(sympy.expand(size)) if size.free_symbols else ()
-    for node, axis in _ancestors_along(tokens, 1):
-        for source in node.all_input_nodes if node.target in _VIEWS else ():
-            if _has_shape(source) and len(sides := _sources_of_axis(shape_of(source), shape_of(node), axis)) >= 2:
+    for node, axis in ancestors_along(tokens, 1):
+        for source in node.all_input_nodes if node.target in VIEWS else ():
+            if has_shape(source) and len(sides := sources_of_axis(shape_of(source), shape_of(node), axis)) >= 2:
                 sides = tuple(factor for side in sides for factor in _in_order(program, side))
                 if _are_axes_of_the_latent(sides):
-                    if terms and not any(_equal(math.prod(sides), term) for term in terms):
+                    if terms and not any(equal(math.prod(sides), term) for term in terms):
                         continue  # a table of positions for some of the axes
                     return sides, f"axes merged by {node.name}"
                 unclear = unclear or GridError(
@@ -180,7 +178,8 @@ def _give_grid(program: Program, streams: Sequence[fx.Node], given: tuple[int, .
                 program.grid = sides
                 return
             continue
-        for grid, sides in _sides_read(program, tokens):
+        known = list(_sides_read(program, tokens))
+        for grid, sides in known:
             if FixedGrid(given).sides(math.prod(sides)) == sides:
                 program.grid = grid
                 return
@@ -189,16 +188,32 @@ def _give_grid(program: Program, streams: Sequence[fx.Node], given: tuple[int, .
                 program.grid = read_grid(program, symbol, FixedGrid(given))
                 set_equal(program.shape_env, symbol, math.prod(program.grid))
                 return
-        if len(given) == 1 and FixedGrid(given).sides(program.hint(count)) == (program.hint(count),):
-            program.grid = (count,)
-            return
+        lines = (count,) if known else (count, *sympy.Add.make_args(count))  # the model's own axes are more than a line
+        for size in lines if len(given) == 1 or not known else ():
+            if size.free_symbols and (line := _as_line(given, size, program.hint(size))):
+                program.grid = line
+                return
     counts = [f"{program.hint(shape_of(tokens)[1])} ({shape_of(tokens)[1]})" for tokens in streams[:2]]
     for sides in (sides for tokens in streams for _, sides in _sides_read(program, tokens)):
         if math.prod(FixedGrid(given).sides(count := math.prod(sides))) == count:
             raise GridError(
                 f"grid {given} is not the grid {sides} that the model makes its {count} tokens of; pass {sides} or none."
             )
+    if any(math.prod(sides := FixedGrid(given).sides(n := program.hint(shape_of(t)[1]))) == n for t in streams):
+        raise GridError(
+            f"grid {given} has the right number of tokens, but it cannot be tied to the sizes of the inputs: the trunk has "
+            f"{' or '.join(counts)}. Give the model's own axes, or pass {(math.prod(sides),)} to pool along the sequence."
+        )
     raise GridError(f"grid {given} has {math.prod(given)} tokens but the trunk has {' or '.join(counts)}.")
+
+
+def _as_line(given: tuple[int, ...], size: Size, tokens: int) -> tuple[Size, ...] | None:
+    """A grid with one side that is not 1, such as (4, 1), with ``size`` as this side; None if the given one is not of ``tokens``."""
+    sides = FixedGrid(given).sides(tokens)
+    if math.prod(sides) != tokens or max(sides) != tokens:
+        return None
+    long = sides.index(tokens)
+    return tuple(size if axis == long else 1 for axis in range(len(sides)))
 
 
 def _sides_read(program: Program, tokens: fx.Node) -> Iterator[tuple[tuple[Size, ...], tuple[int, ...]]]:
@@ -232,66 +247,3 @@ def read_grid(program: Program, count: sympy.Symbol, reader: Any, *inputs: fx.No
     graph.erase_node(end_of_inputs)
     program.grid_reader = reader
     return tuple(size_of(side) for side in node.meta["val"])
-
-
-def _ancestors_along(start: fx.Node, axis: int) -> Iterator[tuple[fx.Node, int]]:
-    """Nodes that ``start`` is computed from, nearest first, with the axis that became its axis ``axis``."""
-    queue, seen = deque([(start, axis)]), {start}
-    while queue:
-        node, axis = queue.popleft()
-        yield node, axis
-        for source in node.all_input_nodes:
-            if source in seen or not _has_shape(source):
-                continue
-            if node.target == aten.cat.default and axis == _cat_axis(node):  # text or registers beside the tokens
-                seen.add(source)
-                queue.append((source, axis))
-                continue
-            came_from = _axis_in(source, node, axis)
-            if came_from is not None and _equal(shape_of(source)[came_from], shape_of(node)[axis]):
-                seen.add(source)
-                queue.append((source, came_from))
-
-
-def _axis_in(source: fx.Node, node: fx.Node, axis: int) -> int | None:
-    """Which axis of ``source`` is axis ``axis`` of ``node``."""
-    rank = len(shape_of(source))
-    if node.target == aten.transpose.int:
-        swap = [int(dim) % rank for dim in node.args[1:3]]  # type: ignore[arg-type]
-        return {swap[0]: swap[1], swap[1]: swap[0]}.get(axis, axis)
-    if node.target == aten.permute.default:
-        return int(node.args[1][axis]) % rank  # type: ignore[index,arg-type]
-    if node.target in _VIEWS:
-        before = shape_of(source)
-        sides = _sources_of_axis(before, shape_of(node), axis)
-        return before.index(sides[0]) if len(sides) == 1 else None
-    from_the_end = axis - len(shape_of(node)) + rank  # elementwise operators line up their last axes
-    return from_the_end if from_the_end >= 0 else None
-
-
-def _cat_axis(node: fx.Node) -> int:
-    return int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0  # type: ignore[arg-type]
-
-
-def _has_shape(node: fx.Node) -> bool:
-    return node.op in ("call_function", "placeholder") and hasattr(node.meta.get("val"), "shape")
-
-
-def _sources_of_axis(before: Sequence[Size], after: Sequence[Size], axis: int) -> tuple[Size, ...]:
-    """The neighbouring axes of ``before``, without those of size 1, that a view made axis ``axis`` of ``after`` of."""
-    start = 0
-    for position, size in enumerate(after):
-        end, product = start, sympy.Integer(1)
-        while end < len(before) and not _equal(product, size):
-            product = product * before[end]
-            end += 1
-        if not _equal(product, size):
-            return ()
-        if position == axis:
-            return tuple(side for side in before[start:end] if side != 1)
-        start = end
-    return ()
-
-
-def _equal(a: Size, b: Size) -> bool:
-    return bool(a == b or sympy.expand(a - b) == 0)

@@ -49,6 +49,7 @@ class Layouts:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._marks = [sympy.Symbol(f"side{index}", integer=True, positive=True) for index in range(len(program.grid))]
+        self._sided = list(zip(self._marks, program.grid, strict=True))
         self._total = math.prod(program.grid)
         self._fixed = bool(program.grid) and isinstance(self._total, int)
         self._lengths = {self._total, program.sequence} if isinstance(program.sequence, int) else {self._total}
@@ -59,7 +60,8 @@ class Layouts:
         if self._fixed:
             return any(size in self._lengths for size in shape)
         marks = set().union(*(self._marked(size).free_symbols for size in shape))
-        return set(self._marks[-2:]) <= marks  # the time axis of a video may be folded into the batch
+        open_sides = [{m for m, side in pairs if not isinstance(side, int)} for pairs in (self._sided[-2:], self._sided)]
+        return (open_sides[0] or open_sides[1]) <= marks  # the time axis of a video may be folded into the batch
 
     def sides_in(self, size: Size) -> list[int]:
         """Which sides of the grid a size depends on."""
@@ -146,7 +148,7 @@ class Layouts:
         expression = sympy.sympify(size)
         if self._fixed or expression.is_number:
             return expression
-        marks = {side: mark for side, mark in zip(self._program.grid, self._marks, strict=True) if not isinstance(side, int)}
+        marks = {side: mark for mark, side in self._sided if not isinstance(side, int)}
         return sympy.expand(expression.xreplace(marks))
 
     def _taken_apart(self, name: str, size: Size) -> tuple[Size, Size, tuple[int, ...]]:
@@ -165,6 +167,8 @@ class Layouts:
             if isinstance(side, int) and number % side == 0:
                 sides.insert(0, index)
                 folded = folded / side
+        while sides and sides[-1] + 1 < len(self._marks) and self._program.grid[sides[-1] + 1] == 1:
+            sides.append(sides[-1] + 1)  # of one column
         nested = bool(folded.free_symbols & set(self._marks))
         repeated = sum(factor in self._marks for factor in factors) > len(sides)
         if not sides or nested or repeated or (folded != 1 and rest != 0) or sides != list(range(sides[0], sides[-1] + 1)):

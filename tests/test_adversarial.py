@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsify import SDTM, CaptureError, Density, GridError, Policy, RewriteError, sparsify
+from sparsify.testing import DiTSpec, assert_equivalent
 
 from .helpers import POLICY, inputs, plain
 from .oracle import plain_dit_run
@@ -204,6 +205,47 @@ def test_tokens_in_windows_need_a_grid() -> None:
 
     with pytest.raises(GridError, match="not the axes of an input"):
         sparsify(randomised(Windows()).eval(), POLICY, example_inputs=inputs())
+
+
+# Tokens of one column: tracing takes the width for one token, and their number has no axes of the latent in it.
+COLUMN = DiTSpec(depth=3, grid=(4, 1), patch=2, positions="learned", mask="keys")
+
+
+@pytest.mark.parametrize("grid", [(4, 1), (-1, 1), (1, 4), (1, 4, 1)])
+def test_one_column_of_tokens_on_a_given_grid_is_pooled_as_a_sequence(grid: tuple[int, ...]) -> None:
+    model, given = COLUMN.build(), COLUMN.example_inputs(batch=3)
+    line, pooled = ((4,), (2,)), tuple(2 if side in (4, -1) else 1 for side in grid)
+    made, expected = (
+        sparsify(model, Policy(0, SDTM(1, 1, 1, 0), 0, Density.constant(grid=sparse)), COLUMN.example_inputs(), grid=dense)
+        for dense, sparse in ((grid, pooled), line)
+    )
+    with torch.no_grad():
+        for sparse in (made, expected):
+            for name, parameter in sparse.named_parameters():
+                if name.startswith("sparsify_"):
+                    parameter.fill_(0.25)
+    assert_equivalent(made, expected, given)
+    with pytest.raises(AssertionError):
+        assert_equivalent(made, model, given)
+
+
+@pytest.mark.parametrize(
+    ("grid", "reason"),
+    [
+        ((2, 2), r"grid \(2, 2\) has the right number of tokens, but .* the trunk has 4 \(.*or pass \(4,\) to pool along"),
+        ((2, -1), r"grid \(2, -1\) has the right number of tokens, but "),
+        ((3, 1), r"grid \(3, 1\) has 3 tokens but the trunk has 4 \("),
+    ],
+)
+def test_other_grids_for_one_column_of_tokens_are_refused_truly(grid: tuple[int, ...], reason: str) -> None:
+    with pytest.raises(GridError, match=reason):
+        sparsify(COLUMN.build(), Policy.dense(), COLUMN.example_inputs(), grid=grid)
+
+
+def test_a_line_is_not_taken_for_the_axes_that_a_model_has() -> None:
+    spec = DiTSpec(depth=3, grid=(2, 2), patch=2)
+    with pytest.raises(GridError, match=r"grid \(4, 1\) is not the grid \(2, 2\) that the model makes"):
+        sparsify(spec.build(), Policy.dense(), spec.example_inputs(), grid=(4, 1))
 
 
 def test_token_order_of_a_transposed_image() -> None:

@@ -389,6 +389,16 @@ def test_one_row_is_an_example_too() -> None:
     replay(FuseAttention(), DiTSpec(written=True), Policy.dense(), batch=1)
 
 
+def test_one_column_of_tokens_is_an_example_too() -> None:
+    """The grid is that of the spec, also where a call of another number of rows captures anew."""
+    spec = DiTSpec(
+        depth=3, grid=(4, 1), patch=2, heads=2, mlp_ratio=4, qkv="split", positions="learned", rope=True, rope_style="half", mask="keys",
+        modulation="shift-scale", parallel=True, seed=80, written=True,
+    )  # fmt: skip
+    replay(FuseAttention(), spec, Policy.dense())
+    replay(PooledKeys(BlockRange(1, 2)), spec, Policy.dense(), before="fuse-attention,density{schedule=constant(2x1)}")
+
+
 def test_passes_run_where_nothing_reads_the_pooled_grid() -> None:
     """A cleanup takes the sides of the grid away; conditions of traced code must do without them."""
     model, inputs = PLAIN.build(), PLAIN.example_inputs()

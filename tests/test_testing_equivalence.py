@@ -7,7 +7,7 @@ import dataclasses
 import random
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from sparsify import InputError, Policy, sparsify
+from sparsify.passes import Cleanup, Pass, copy_body, give
+from sparsify.program import Program
 from sparsify.testing import DiTSpec, assert_equivalent, graph_inputs, graphs, isomorphic, structural_difference
 
 aten = torch.ops.aten
@@ -324,21 +326,22 @@ def test_the_order_of_independent_operators_does_not_matter_and_shapes_do() -> N
     assert isomorphic(a, b) and not isomorphic(a, wider) and isomorphic(a, wider, metadata=False)
 
 
+def ring_graph(sizes: list[int]) -> fx.Graph:
+    """Cycles of these sizes."""
+    graph = fx.Graph()
+    lows = [graph.call_function(aten.ones.default, ([1],)) for _ in range(sum(sizes))]
+    start = 0
+    for size in sizes:
+        ring = lows[start : start + size]
+        for index, one in enumerate(ring):
+            graph.call_function(aten.maximum.default, (one, ring[(index + 1) % size]))
+        start += size
+    graph.output(())
+    return graph
+
+
 def test_equal_neighbourhoods_do_not_make_equal_graphs() -> None:
     """Every node of a 6-cycle looks like every node of two 3-cycles, to colours alike."""
-
-    def ring_graph(sizes: list[int]) -> fx.Graph:
-        graph = fx.Graph()
-        lows = [graph.call_function(aten.ones.default, ([1],)) for _ in range(sum(sizes))]
-        start = 0
-        for size in sizes:
-            ring = lows[start : start + size]
-            for index, one in enumerate(ring):
-                graph.call_function(aten.maximum.default, (one, ring[(index + 1) % size]))
-            start += size
-        graph.output(())
-        return graph
-
     assert isomorphic(ring_graph([6]), ring_graph([6]))
     assert structural_difference(ring_graph([6]), ring_graph([3, 3])) is not None
 
@@ -439,6 +442,102 @@ def test_the_order_of_modules_without_effects_does_not_matter() -> None:
     for layers in ({"a": nn.Linear(4, 4), "b": nn.GELU()}, {"a": nn.Dropout().eval(), "b": nn.LayerNorm(4)}):
         a, b = (fx.symbolic_trace(Holds(call, **layers)) for call in (modules_in_order, modules_swapped))  # type: ignore[arg-type]
         assert structural_difference(a, b) is None
+
+
+def nested(call: Callable[..., Any], rename: str | None = None, **held: Any) -> fx.GraphModule:
+    """A graph that calls another one as ``act``."""
+    inner = fx.symbolic_trace(Holds(call, **held))
+    if rename:
+        for index, node in enumerate(inner.graph.nodes):
+            node._rename(f"{rename}{index}")
+        inner.recompile()
+    return calls_act(inner)
+
+
+def calls_act(module: nn.Module) -> fx.GraphModule:
+    graph = fx.Graph()
+    graph.output(graph.call_module("act", (graph.placeholder("x"),)))
+    return fx.GraphModule(Holds(through_act, act=module), graph)
+
+
+def weighted(m: Any, x: torch.Tensor) -> Any:
+    return x * m.weight + m.table
+
+
+def test_graphs_of_called_modules_are_entered() -> None:
+    sines, cosines = nested(lambda m, x: x.sin()), nested(lambda m, x: x.cos())
+    for parameters in (False, True):
+        assert isomorphic(sines, nested(lambda m, x: x.sin(), rename="other"), parameters=parameters)
+        reason = structural_difference(sines, cosines, parameters=parameters) or ""
+        assert re.fullmatch(r"%act of a runs another graph than %act of b: %sin of a \(call_method sin .*", reason)
+    twice = structural_difference(calls_act(sines), calls_act(cosines)) or ""
+    assert twice.count("%act of a runs another graph than %act of b: ") == 2 and "%sin of a" in twice
+    assert structural_difference(calls_act(sines), calls_act(copy.deepcopy(sines))) is None
+
+
+def test_graphs_inside_of_called_modules_are_entered() -> None:
+    class Runs(nn.Module):
+        def __init__(self, *graphs: nn.Module) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(graphs)
+
+    same, sine, cosine = (nested(call) for call in (lambda m, x: x.sin(), lambda m, x: x.sin(), lambda m, x: x.cos()))
+    for kind, path in ((nn.Sequential, "1"), (Runs, "parts.1")):
+        a, b, c = (calls_act(kind(nn.ReLU(), inner)) for inner in (sine, cosine, same))
+        assert structural_difference(a, c) is None
+        assert (structural_difference(a, b) or "").startswith(
+            f"%act of a runs another graph at {path} than %act of b: %act of a "
+        )
+
+
+def test_tensors_of_called_graphs_count_as_those_of_the_graph_itself() -> None:
+    a, other_values = nested(weighted), nested(weighted)
+    with torch.no_grad():
+        other_values.act.weight.add_(1)
+    assert structural_difference(a, other_values) is None
+    assert "%weight of a" in (structural_difference(a, nested(weighted, size=1)) or "")
+    assert "%table of a" in (structural_difference(a, nested(weighted, value=2.0)) or "")
+
+
+def test_called_graphs_whose_nodes_look_alike_are_told_apart() -> None:
+    def ring(sizes: list[int]) -> fx.GraphModule:
+        return calls_act(fx.GraphModule(nn.Module(), ring_graph(sizes)))
+
+    assert isomorphic(ring([6]), ring([6])) and not isomorphic(ring([6]), ring([3, 3]))
+
+
+@dataclasses.dataclass(frozen=True)
+class ReluInOne(Pass):
+    """One block gets another activation, and is called as before."""
+
+    name: ClassVar[str] = "relu-in-one"
+
+    def match(self, program: Program) -> list[fx.Node]:
+        return program.block_nodes[1:2]
+
+    def rewrite(self, program: Program, place: fx.Node) -> None:
+        body = copy_body(program.body_of(place), "relu")
+        for node in body.graph.find_nodes(op="call_function", target=aten.gelu.default):
+            with body.graph.inserting_before(node):
+                node.replace_all_uses_with(self.make(body.graph, aten.relu.default, (node.args[0],), node))
+            body.graph.erase_node(node)
+        give(program, place, body)
+        self.mark(place, place)
+
+
+def test_blocks_of_a_sparse_models_graph_are_entered() -> None:
+    spec = DiTSpec(depth=3)
+    model, inputs = spec.build(), spec.example_inputs()
+    dense = sparsify(model, Policy.dense(), inputs, passes=Cleanup()).graph_module
+    changed = sparsify(model, Policy.dense(), inputs, passes=ReluInOne()).graph_module
+    for parameters in (False, True):
+        reason = structural_difference(dense, changed, parameters=parameters) or ""
+        assert re.fullmatch(r"%blocks_1 of a runs another graph than %blocks_1 of b: %gelu of a \(.*", reason)
+        for seed in (spec.seed, spec.seed + 1):  # the values of parameters do not count
+            again = sparsify(
+                dataclasses.replace(spec, seed=seed).build(), Policy.dense(), inputs, passes=Cleanup()
+            ).graph_module
+            assert structural_difference(dense, again, parameters=parameters) is None
 
 
 def test_programs_are_compared_body_by_body() -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
 import torch
 from torch import fx, nn
-from torch._subclasses import FakeTensor
 
 from ..shapes import size_of
 from .effects import effect_of
+from .held import Held, digest, hash_of, held_by, module_text, name_of, type_text
 
 Operands = tuple[str, ...]  # where in a node's arguments another one stands, such as ("0", "1.2", "bias")
 
@@ -27,13 +26,15 @@ class Labels:
         metadata: whether the value it claims does.
         parameters: whether the name of a parameter does.
         constants: tensors and regions by name; these count as what they are, not by their names. Of parameters the shapes count.
-        modules: those that a graph calls, by name. They count by class, options, and what they hold.
+        modules: those that a graph calls, by name. They count by class, options, and what they hold; graphs in them by their nodes.
+        graphs: those met so far, of both that are compared.
     """
 
     metadata: bool
     parameters: bool
     constants: Mapping[str, Any]
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    graphs: Graphs = field(default_factory=lambda: Graphs())
 
     def of(self, node: fx.Node, position: int) -> str:
         """``position`` is that among the inputs of the graph."""
@@ -41,21 +42,33 @@ class Labels:
             return f"input {position}"
         if node.op == "get_attr":
             return f"get_attr {self._named(node)}"
-        target = node.target if isinstance(node.target, str) else _function(node.target)
+        target = node.target if isinstance(node.target, str) else name_of(node.target)
         if node.op == "call_module" and (module := self.modules.get(str(node.target))) is not None:
-            target = f"{target if self.parameters else ''} {_module(module)}"
+            target = f"{target if self.parameters else ''} {module_text(module, self._graph)}"
         body = " as a block" if "body" in node.meta else ""
         return f"{node.op} {target}{body} {_outline(node.args)} {_outline(node.kwargs)}"
 
     def _named(self, node: fx.Node) -> str:
         constant = self.constants.get(str(node.target))
         if isinstance(constant, fx.GraphModule):
-            return f"region {sorted(Coloured(constant.graph, self).colours.values())}"
+            return f"region {self._region(constant)}"
         if isinstance(constant, nn.Parameter):
-            return f"{node.target if self.parameters else 'parameter'} {_type(constant)}"
+            return f"{node.target if self.parameters else 'parameter'} {type_text(constant)}"
         if isinstance(constant, torch.Tensor):
-            return f"constant {_digest(constant)}"
+            return f"constant {digest(constant)}"
         return str(node.target) if self.parameters else "parameter"
+
+    def inside(self, held: Held) -> Labels:
+        """For the graph that a called module runs: names in it are those of that module."""
+        return replace(self, constants=held.constants, modules=held.modules)
+
+    def _graph(self, held: Held) -> str:
+        return f"graph {self.graphs.name_of(Coloured(held.graph, self.inside(held)))}"
+
+    def _region(self, region: fx.GraphModule) -> str:
+        held = held_by(region)
+        own = replace(self, constants={**self.constants, **held.constants}, modules=held.modules) if held else self
+        return self.graphs.name_of(Coloured(region.graph, own))
 
 
 class Coloured:
@@ -63,6 +76,7 @@ class Coloured:
 
     def __init__(self, graph: fx.Graph, labels: Labels) -> None:
         self.nodes = list(graph.nodes)
+        self.modules = labels.modules
         self.operands = _operands(self.nodes, labels.modules)
         positions = {node: index for index, node in enumerate(graph.find_nodes(op="placeholder"))}
         self.labels = {node: labels.of(node, positions.get(node, -1)) for node in self.nodes}
@@ -78,7 +92,23 @@ class Coloured:
         """Whether no two nodes have the same colour."""
         return len(set(self.colours.values())) == len(self.nodes)
 
-    def as_networkx(self) -> Any:
+    def is_connected_like(self, other: Coloured) -> bool:
+        """Whether a graph with the same colours is isomorphic."""
+        if self.is_discrete:  # every node has a colour of its own: the colours are the isomorphism
+            return True
+        import networkx
+
+        by = networkx.algorithms.isomorphism
+        return bool(
+            networkx.is_isomorphic(
+                self._as_networkx(),
+                other._as_networkx(),
+                node_match=by.categorical_node_match("colour", None),
+                edge_match=by.categorical_edge_match("operands", None),
+            )
+        )
+
+    def _as_networkx(self) -> Any:
         """A directed graph with ``colour`` at its nodes and ``operands`` at its edges."""
         import networkx
 
@@ -103,7 +133,7 @@ class Coloured:
             sources[node].append((places, source))
         found: dict[fx.Node, str] = {}
         for node in self.nodes:
-            found[node] = _hash(labels[node], sorted((places, found[source]) for places, source in sources[node]))
+            found[node] = hash_of(labels[node], sorted((places, found[source]) for places, source in sources[node]))
         return found
 
     def _refined(self) -> dict[fx.Node, str]:
@@ -114,12 +144,12 @@ class Coloured:
             sources[node].append((places, source))
         colours = dict(self.above)
         for node in reversed(self.nodes):
-            colours[node] = _hash(colours[node], sorted((places, colours[reader]) for places, reader in readers[node]))
+            colours[node] = hash_of(colours[node], sorted((places, colours[reader]) for places, reader in readers[node]))
         count = 0
         while len(set(colours.values())) > count:
             count = len(set(colours.values()))
             colours = {
-                node: _hash(
+                node: hash_of(
                     colours[node],
                     sorted((places, colours[source]) for places, source in sources[node]),
                     sorted((places, colours[reader]) for places, reader in readers[node]),
@@ -127,6 +157,23 @@ class Coloured:
                 for node in self.nodes
             }
         return colours
+
+
+class Graphs:
+    """Graphs inside of others; isomorphic ones get one name, also where colours alone cannot tell others from them."""
+
+    def __init__(self) -> None:
+        self._met: dict[str, list[Coloured]] = {}
+
+    def name_of(self, coloured: Coloured) -> str:
+        """The name of a graph, the same for all that are isomorphic to it."""
+        key = hash_of(sorted(coloured.colours.values()))
+        alike = self._met.setdefault(key, [])
+        for number, other in enumerate(alike):
+            if coloured.is_connected_like(other):
+                return f"{key} {number}"
+        alike.append(coloured)
+        return f"{key} {len(alike) - 1}"
 
 
 def unmatched(a: Coloured, b: Coloured) -> str | None:
@@ -190,12 +237,6 @@ def _outline(argument: Any) -> str:
     return repr(argument)
 
 
-def _function(target: Any) -> str:
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)):
-        return str(target)
-    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', None) or target}"
-
-
 def _values(nodes: Iterable[fx.Node], order: Mapping[fx.Node, tuple[int, str]]) -> dict[fx.Node, str]:
     """What each node claims, with symbols numbered in this order: what makes a size comes before what has it in a shape."""
     inputs = [node for node in nodes if node.op == "placeholder"]
@@ -233,34 +274,3 @@ def _value(value: Any, names: dict[sympy.Symbol, sympy.Symbol]) -> str:
     if isinstance(value, torch.SymInt):
         return str(sympy.sympify(size_of(value)).xreplace(names))
     return str(value) if isinstance(value, int) else type(value).__name__
-
-
-def _module(module: nn.Module) -> str:
-    """Class, options and what is held, of a module and those in it; the values of parameters do not count."""
-    shown = []
-    for path, each in module.named_modules():
-        options = {name: _option(value) for name, value in sorted(vars(each).items()) if not name.startswith("_")}
-        parameters = {name: _type(p) for name, p in each.named_parameters(recurse=False)}
-        buffers = {name: _digest(tensor) for name, tensor in each.named_buffers(recurse=False)}
-        shown.append((path, _function(type(each)), each.extra_repr(), options, parameters, buffers))
-    return str(shown)
-
-
-def _option(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return _digest(value)
-    plain = value is None or isinstance(value, (bool, int, float, str, tuple, torch.dtype))
-    return repr(value) if plain else _function(value) if callable(value) else type(value).__name__
-
-
-def _type(tensor: torch.Tensor) -> str:
-    return f"{tensor.dtype}{list(tensor.shape)}"
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    empty = tensor.is_meta or isinstance(tensor, FakeTensor)
-    return _type(tensor) if empty else f"{_type(tensor)} {_hash(tensor.detach().cpu().reshape(-1).tolist())}"
-
-
-def _hash(*parts: Any) -> str:
-    return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()

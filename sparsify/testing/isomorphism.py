@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections import Counter
 from typing import Any
 
-import torch
-from torch import fx, nn
+from torch import fx
 
 from ..errors import InputError
 from ..program import Body, Program
 from ..runtime import SparseModel
-from .colours import Coloured, Labels, unmatched
+from .colours import Coloured, Graphs, Labels, unmatched
+from .held import Held, graphs_in, held_by
 
 _BODY_FIELDS = ("tokens", "token_output", "updates", "token_axis", "twins", "given")
 
@@ -23,7 +24,8 @@ def isomorphic(a: Any, b: Any, *, metadata: bool = True, parameters: bool = True
     Inputs in their order, targets, constants with their types, which operand stands where, keyword arguments, and the order of
     operators that draw random numbers do. Where an operator writes into a tensor, or a function or module that is not of torch may do
     so, the order of all operators counts. Of a GraphModule values of buffers, shapes of parameters and classes and options of the
-    modules that it calls count, too; of a lone graph these are names.
+    modules that it calls count, too; of a lone graph these are names. Where a called module, or one in it, is a GraphModule or a block of
+    a sparse model, its graph is compared in the same way.
 
     Args:
         a: a torch.fx graph or module, a program, or a sparse model.
@@ -44,33 +46,24 @@ def structural_difference(a: Any, b: Any, *, metadata: bool = True, parameters: 
         return _of_programs(a, b, metadata, parameters)
     if isinstance(a, Program) or isinstance(b, Program):
         raise InputError(f"a is a {type(a).__name__} and b a {type(b).__name__}; compare two programs, or two graphs.")
-    (left, *mine), (right, *theirs) = _graph_of(a), _graph_of(b)
-    return _of_graphs(left, right, Labels(metadata, parameters, *mine), Labels(metadata, parameters, *theirs))
+    labels = Labels(metadata, parameters, {})
+    return _of_held(_held(a), _held(b), labels, labels)
 
 
-def _graph_of(value: Any) -> tuple[fx.Graph, Mapping[str, Any], Mapping[str, nn.Module]]:
+def _held(value: Any) -> Held:
     """A graph, the tensors and regions that it names, and the modules that it calls; those of a lone graph go by their names."""
-    if isinstance(value, fx.GraphModule):
-        held: dict[str, dict[str, Any]] = {op: {} for op in ("get_attr", "call_module")}
-        for op, found in held.items():
-            for name in (str(node.target) for node in value.graph.find_nodes(op=op)):
-                if isinstance(thing := _attribute(value, name), nn.Module | torch.Tensor):
-                    found[name] = thing
-        return value.graph, held["get_attr"], held["call_module"]
+    if isinstance(value, fx.GraphModule) and (held := held_by(value)) is not None:
+        return held
     if isinstance(value, fx.Graph):
-        return value, {}, {}
+        return Held(value, {}, {})
     raise InputError(f"{type(value).__name__} is no graph; give a torch.fx Graph or GraphModule, a Program or a SparseModel.")
 
 
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name, None)
-    return module
-
-
 def _of_programs(a: Program, b: Program, metadata: bool, parameters: bool) -> str | None:
+    graphs = Graphs()
+
     def labels(program: Program, body: Body | None = None) -> Labels:
-        return Labels(metadata, parameters, program.constants if body is None else body.constants)
+        return Labels(metadata, parameters, program.constants if body is None else body.constants, graphs=graphs)
 
     for what, of in _ASPECTS.items():
         if of(a) != of(b):
@@ -105,18 +98,33 @@ _ASPECTS: dict[str, Any] = {
 }
 
 
+def _of_held(a: Held, b: Held, labels: Labels, others: Labels) -> str | None:
+    return _of_graphs(a.graph, b.graph, labels.inside(a), others.inside(b))
+
+
 def _of_graphs(a: fx.Graph, b: fx.Graph, labels: Labels, others: Labels) -> str | None:
     mine, theirs = Coloured(a, labels), Coloured(b, others)
     if reason := unmatched(mine, theirs):  # refuses nearly all that differ, at the cost of sorting
-        return reason
-    if mine.is_discrete:  # every node has a colour of its own: the colours are the isomorphism
-        return None
-    import networkx
-
-    same = networkx.is_isomorphic(
-        mine.as_networkx(),
-        theirs.as_networkx(),
-        node_match=networkx.algorithms.isomorphism.categorical_node_match("colour", None),
-        edge_match=networkx.algorithms.isomorphism.categorical_edge_match("operands", None),
-    )
+        return _of_called(mine, theirs, labels, others) or reason
+    same = mine.is_connected_like(theirs)
     return None if same else "each node has a counterpart of its kind, but they are not connected alike"
+
+
+def _of_called(a: Coloured, b: Coloured, labels: Labels, others: Labels) -> str | None:
+    """The first call of a module that runs another graph than its counterpart; of the same name, if there is one."""
+    pairs = itertools.product(_unlike(a, b), _unlike(b, a))
+    for node, other in sorted(pairs, key=lambda pair: pair[0].target != pair[1].target):
+        inner, outer = graphs_in(a.modules[str(node.target)]), graphs_in(b.modules[str(other.target)])
+        for path in (path for path in inner if path in outer):
+            one, two = held_by(inner[path]), held_by(outer[path])
+            if one and two and (reason := _of_held(one, two, labels, others)):
+                at = f" at {path}" if path else ""
+                return f"%{node.name} of a runs another graph{at} than %{other.name} of b: {reason}"
+    return None
+
+
+def _unlike(coloured: Coloured, other: Coloured) -> list[fx.Node]:
+    """Calls of known modules of which another graph has fewer like them."""
+    spare = Counter(coloured.labels.values()) - Counter(other.labels.values())
+    calls = [node for node in coloured.nodes if node.op == "call_module" and str(node.target) in coloured.modules]
+    return [node for node in calls if coloured.labels[node] in spare]

@@ -46,12 +46,16 @@ class Captured:
     def __init__(self, spec: DiTSpec) -> None:
         self.model: nn.Module = spec.build()
         self._inputs: dict[str, Any] = spec.example_inputs()
-        self._base = self._analysed(None)
-        if not self._base.program.grid:  # of a sequence of fixed length it cannot always be read off the graph
-            self._base = self._analysed(spec.grid)
+        self._grid: tuple[int, ...] | None = None
+        self._base = self._analysed()
+        if not self._base.program.grid:  # of a sequence of fixed length, or one column, it cannot always be read off the graph
+            self._grid = spec.grid
+            self._base = self._analysed()
 
-    def _analysed(self, grid: tuple[int, ...] | None) -> Analysed:
-        request = Request(Policy.dense(), grid, passes=(Cleanup(),))  # with passes, everything that can be found is filled in
+    def _analysed(self) -> Analysed:
+        request = Request(
+            Policy.dense(), self._grid, passes=(Cleanup(),)
+        )  # with passes, everything that can be found is filled in
         with apart((), self._inputs):
             return analysed(self.model, request, (), self._inputs)
 
@@ -79,7 +83,13 @@ class Captured:
             return None
         alone = way.policy is None
         request = Request(
-            policy, savings=way.savings, passes=given, alone=alone, verify_each=watch is not None, may_change_nothing=True
+            policy,
+            self._grid,
+            savings=way.savings,
+            passes=given,
+            alone=alone,
+            verify_each=watch is not None,
+            may_change_nothing=True,
         )
         with apart((), self._inputs):
             program = self.start()
