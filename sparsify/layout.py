@@ -136,9 +136,10 @@ class Layouts:
             dim = int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0
             parts = [sympy.sympify(shape_of(part)[dim]).xreplace(bound) for part in node.args[0]]
             moving = [index for index, part in enumerate(parts) if self.is_aligned(part)]
-            if len(moving) == 1 and len(parts) > 1:
-                before, after = sympy.Add(*parts[: moving[0]]), sympy.Add(*parts[moving[0] + 1 :])
-                with_them = self._taken_apart(node.name, parts[moving[0]])[0]  # rows that go with the tokens: a history
+            if len(moving) == 1:
+                (at,) = moving
+                before, after = sympy.Add(*parts[:at]), sympy.Add(*parts[at + 1 :])
+                with_them = self._taken_apart(node.name, parts[at])[0]  # rows that go with the tokens: a history
                 if with_them == 0 or with_them in known:
                     found.append((before + with_them + after, before + (known[with_them] if with_them != 0 else 0)))
         return found
@@ -192,10 +193,9 @@ class Layouts:
                         return None if inner is None else rows + inner
                     rows = rows + part_size
         for source in self._sources(node):
-            positions = [position for position, other in enumerate(shape_of(source)) if other == size]
-            for position in positions[:1]:
-                if (found := self._rows_before(source, position, seen)) is not None:
-                    return found
+            shape = shape_of(source)
+            if size in shape and (found := self._rows_before(source, shape.index(size), seen)) is not None:
+                return found
         return None
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:

@@ -148,6 +148,17 @@ def test_two_sides_that_are_numbers() -> None:
     assert len(pooled.free_symbols) == 3 and pooled.as_coeff_Mul()[0] == 2, "two grids are folded into it"
 
 
+def test_sides_of_one_behind_a_side_are_in_its_axis() -> None:
+    made = Made()
+    made.program.grid = (expr(made.h), 1)
+    assert axes_of(made, made.b, made.h, 8) == [TokenAxis(1, (0, 1))]
+    video = Made(3)
+    video.program.grid = (expr(video.t), 1, 1)
+    assert axes_of(video, video.b, 8, video.t) == [TokenAxis(2, (0, 1, 2))]
+    video.program.grid = (1, expr(video.h), 1)
+    assert axes_of(video, video.b, video.h, 8) == [TokenAxis(1, (0, 1, 2))]
+
+
 @pytest.mark.parametrize(
     "size",
     [
