@@ -27,12 +27,15 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from sparsify.ends import Grid
+
 from .cases import CASES, cases
-from .common import DTYPES, batched, in_dtype, interleaved, over_schedule, parser, placed, show, table, write
+from .common import DTYPES, batched, in_dtype, interleaved, over_schedule, parser, placed, show, table, timed, write
 from .contenders import Setup
 
 HEADINGS = ("part", "blocks", "GFLOPs", "ms", "ms / GFLOP", "of dense", "beyond, ms")
 OUTSIDE = "outside of blocks"
+_WHOLE = "whole"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -61,53 +64,40 @@ def measured(setup: Setup, rounds: int, title: str) -> dict[str, Any]:
     """Seconds and GFLOPs (of the whole batch) by role, and of the dense model."""
     report, sparse = setup.sparse.report(), setup.sparse
     batch = len(next(iter(setup.inputs.values())))
-    seconds: dict[Any, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    dense, whole = "dense", "whole"
-
-    def timed_run(key: Any, run: nn.Module, paths: dict[str, list[str]]) -> None:
-        with _timed_modules(run, paths) as spent:
-            started = time.perf_counter()
-            run(**setup.inputs)
-            spent[whole] = time.perf_counter() - started
-        for part in (whole, *paths):
-            seconds[key][part].append(spent[part])
-
-    roles: dict[str, list[str]] = defaultdict(list)
+    roles: dict[str, list[Any]] = defaultdict(list)
     for block in report.blocks:
-        roles[block.role].append(block.path)
-    everything = {"blocks": [block.path for block in report.blocks]}
-    calls: dict[Any, Any] = {dense: partial(timed_run, dense, setup.model, everything)}
-    for grid in setup.shares:
-        calls[grid] = partial(_at, sparse, grid, partial(timed_run, grid, sparse, roles))
-    interleaved(calls, rounds, title=title)
-    schedule = [(share, seconds[grid]) for grid, share in setup.shares.items()]
+        roles[block.role].append(block)
+    paths = {role: [block.path for block in blocks] for role, blocks in roles.items()}
+    runs: dict[Any, list[dict[str, float]]] = defaultdict(list)  # by pooled grid, None for the dense model
+
+    def timed_run(grid: Grid | None) -> None:
+        if grid is not None:
+            sparse.fix(grid)
+        run = setup.model if grid is None else sparse
+        with _timed_modules(run, {} if grid is None else paths) as spent:
+            spent[_WHOLE] = timed(partial(run, **setup.inputs))
+        runs[grid].append(spent)
+
+    interleaved({grid: partial(timed_run, grid) for grid in (None, *setup.shares)}, rounds, title=title)
+
+    def seconds(grid: Grid | None, part: str) -> list[float]:
+        return [spent[part] for spent in runs[grid][-rounds:]]  # without those of the warm-up
 
     def mean(part: str) -> float:
-        return statistics.median(over_schedule((share, spent[part][-rounds:]) for share, spent in schedule))
+        return statistics.median(over_schedule((share, seconds(grid, part)) for grid, share in setup.shares.items()))
 
     parts = {
-        role: {"blocks": len(paths), "seconds": mean(role), "gflops": _gflops(report, role) * batch}
-        for role, paths in roles.items()
+        role: {"blocks": len(blocks), "seconds": mean(role), "gflops": batch * sum(block.gflops_mean for block in blocks)}
+        for role, blocks in roles.items()
     }
-    total, inside = mean(whole), sum(part["seconds"] for part in parts.values())
-    rest = report.gflops * batch - sum(part["gflops"] for part in parts.values())
-    parts[OUTSIDE] = {"blocks": 0, "seconds": total - inside, "gflops": rest}
+    whole = {"seconds": mean(_WHOLE), "gflops": batch * report.gflops}
+    rest = {name: total - sum(part[name] for part in parts.values()) for name, total in whole.items()}
     return {
-        "dense_seconds": statistics.median(seconds[dense][whole][-rounds:]),
-        "dense_gflops": report.gflops_dense * batch,
-        "seconds": total,
-        "gflops": report.gflops * batch,
-        "parts": parts,
+        "dense_seconds": statistics.median(seconds(None, _WHOLE)),
+        "dense_gflops": batch * report.gflops_dense,
+        **whole,
+        "parts": {**parts, OUTSIDE: {"blocks": 0, **rest}},
     }
-
-
-def _at(sparse: Any, grid: Any, run: Any) -> None:
-    sparse.fix(grid)
-    run()
-
-
-def _gflops(report: Any, role: str) -> float:
-    return sum(block.gflops_mean for block in report.blocks if block.role == role)
 
 
 @contextmanager
@@ -134,9 +124,14 @@ def _timed_modules(model: nn.Module, groups: dict[str, list[str]]) -> Iterator[d
             handle.remove()
 
 
+def _dense_rate(found: dict[str, Any]) -> float:
+    """Seconds per GFLOP."""
+    return float(found["dense_seconds"] / found["dense_gflops"])
+
+
 def beyond(found: dict[str, Any]) -> dict[str, float]:
     """Seconds of each part over what its GFLOPs take at the dense model's rate."""
-    rate = found["dense_seconds"] / found["dense_gflops"]
+    rate = _dense_rate(found)
     return {name: part["seconds"] - rate * part["gflops"] for name, part in found["parts"].items()}
 
 
@@ -151,8 +146,7 @@ def verdict(found: dict[str, Any]) -> str:
 
 def roles_table(title: str, found: dict[str, Any]) -> Table:
     """To read."""
-    rate = found["dense_seconds"] / found["dense_gflops"]
-    extra = beyond(found)
+    rate, extra = _dense_rate(found), beyond(found)
     rows = [
         (
             name,

@@ -25,7 +25,7 @@ def ancestors_along(start: fx.Node, axis: int) -> Iterator[tuple[fx.Node, int]]:
         for source in node.all_input_nodes:
             if source in seen or not has_shape(source):
                 continue
-            if node.target == aten.cat.default and axis == _cat_axis(node):  # text or registers beside the tokens
+            if node.target == aten.cat.default and axis == cat_axis(node):  # text or registers beside the tokens
                 seen.add(source)
                 queue.append((source, axis))
                 continue
@@ -51,7 +51,8 @@ def _axis_in(source: fx.Node, node: fx.Node, axis: int) -> int | None:
     return from_the_end if from_the_end >= 0 else None
 
 
-def _cat_axis(node: fx.Node) -> int:
+def cat_axis(node: fx.Node) -> int:
+    """The axis that a concatenation joins along."""
     return int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from .errors import RewriteError
+from .grid_axes import cat_axis
 from .program import Program, block_behind
 from .shapes import Size, shape_of, size_of
 from .sizes import binding
@@ -133,7 +134,7 @@ class Layouts:
         bound = binding(body, call)
         found = []
         for node in body.graph.find_nodes(op="call_function", target=aten.cat.default):
-            dim = int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0
+            dim = cat_axis(node)
             parts = [sympy.sympify(shape_of(part)[dim]).xreplace(bound) for part in node.args[0]]
             moving = [index for index, part in enumerate(parts) if self.is_aligned(part)]
             if len(moving) == 1:
@@ -183,9 +184,8 @@ class Layouts:
             return None
         seen.add(node)
         if node.target == aten.cat.default:
-            dim = int(node.args[1]) % len(shape_of(node)) if len(node.args) > 1 else 0  # type: ignore[arg-type]
             parts: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
-            if dim == axis:
+            if cat_axis(node) == axis:
                 rows: Size = 0
                 for part in parts:
                     if self.is_aligned(part_size := shape_of(part)[axis]):

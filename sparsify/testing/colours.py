@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from ..shapes import size_of
 from .effects import effect_of
-from .held import Held, digest, hash_of, held_by, module_text, name_of, type_text
+from .held import Held, digest, hash_of, held_by_graph, module_text, name_of, type_text
 
 Operands = tuple[str, ...]  # where in a node's arguments another one stands, such as ("0", "1.2", "bias")
 
@@ -66,8 +66,8 @@ class Labels:
         return f"graph {self.graphs.name_of(Coloured(held.graph, self.inside(held)))}"
 
     def _region(self, region: fx.GraphModule) -> str:
-        held = held_by(region)
-        own = replace(self, constants={**self.constants, **held.constants}, modules=held.modules) if held else self
+        held = held_by_graph(region)
+        own = replace(self, constants={**self.constants, **held.constants}, modules=held.modules)
         return self.graphs.name_of(Coloured(region.graph, own))
 
 

@@ -23,10 +23,15 @@ class Held:
     modules: Mapping[str, nn.Module]
 
 
+def held_by_graph(module: fx.GraphModule) -> Held:
+    """The graph of a GraphModule."""
+    return Held(module.graph, _named(module, module.graph, "get_attr"), _named(module, module.graph, "call_module"))
+
+
 def held_by(module: nn.Module) -> Held | None:
     """The graph that a module runs: that of a GraphModule, or the body of a block; None if it runs none."""
     if isinstance(module, fx.GraphModule):
-        return Held(module.graph, _named(module, module.graph, "get_attr"), _named(module, module.graph, "call_module"))
+        return held_by_graph(module)
     body = getattr(module, "sparsify_body", None) if isinstance(module, Block) else None
     if body is None:
         return None

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..program import Body, Program
 from ..runtime import SparseModel
 from .colours import Coloured, Graphs, Labels, unmatched
-from .held import Held, graphs_in, held_by
+from .held import Held, graphs_in, held_by, held_by_graph
 
 _BODY_FIELDS = ("tokens", "token_output", "updates", "token_axis", "twins", "given")
 
@@ -52,8 +52,8 @@ def structural_difference(a: Any, b: Any, *, metadata: bool = True, parameters: 
 
 def _held(value: Any) -> Held:
     """A graph, the tensors and regions that it names, and the modules that it calls; those of a lone graph go by their names."""
-    if isinstance(value, fx.GraphModule) and (held := held_by(value)) is not None:
-        return held
+    if isinstance(value, fx.GraphModule):
+        return held_by_graph(value)
     if isinstance(value, fx.Graph):
         return Held(value, {}, {})
     raise InputError(f"{type(value).__name__} is no graph; give a torch.fx Graph or GraphModule, a Program or a SparseModel.")
