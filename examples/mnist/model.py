@@ -32,7 +32,7 @@ class Block(nn.Module):
         return x + gate2 * self.fc2(F.gelu(self.fc1(self.norm2(x) * (1 + scale2) + shift2), approximate="tanh"))
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
-        """Self-attention over all tokens, written out: compiled for a CPU it trains 1.4 times as fast as the fused operator."""
+        """Self-attention over all tokens, written out: compiled for a CPU it trains faster than the fused operator."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
         return self.proj((weights @ v).transpose(1, 2).flatten(2))
