@@ -115,7 +115,7 @@ def test_the_settings_are_what_the_experiment_promises() -> None:
 @pytest.mark.slow
 def test_all_stages_in_small_and_a_second_run_does_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = json.loads((FOLDER / "settings.json").read_text())
-    small["model"] = {"depth": 6, "width": 32, "heads": 2}
+    small["model"] |= {"depth": 6, "width": 32, "heads": 2}
     small["policy"] = json.loads(Policy(1, (SDTM(1, 2, 1, 0),), 1).to_json())
     small["dense"] |= {"steps": 20, "batch_size": 16, "compile": False, "save_every": 10, "log_every": 5}
     small["finetune"] |= {"steps": 2}
