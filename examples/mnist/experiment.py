@@ -70,7 +70,7 @@ class Experiment:
     def one_step(self) -> dict[str, list[float]]:
         """Of each sparse arm that is made, the error of one forward pass against the dense model's, by timestep, on images it may have seen.
 
-        Squared difference over squared length of the predicted noise.
+        Squared difference over squared length of what is predicted: the velocity, or the noise without the variance.
         """
         found: dict[str, list[float]] = dict(self.results().get("one_step", {}))
         made = {name: weights for name in ARMS if (weights := self.weights(name)) is not None and weights.exists()}

@@ -54,4 +54,4 @@ def _scheduler(objective: str) -> Any:
     return DDIMScheduler(beta_schedule=BETAS, clip_sample=True, timestep_spacing="trailing")
 
 
-BETAS = "squaredcos_cap_v2"  # what the models were trained with: "cosine" in settings.json
+BETAS = "squaredcos_cap_v2"  # a model of noise has to be trained with it: "noise_schedule": "cosine" in its settings
