@@ -40,6 +40,7 @@ def test_settings_survive_json() -> None:
         ({"label_dropout": 1}, "label_dropout is 1"),
         ({"tracker": ""}, "tracker is ''"),
         ({"batch_size": 6, "accumulate": 4}, "batch_size 6 does not divide into accumulate 4"),
+        ({"decay_steps": 4}, "decay_steps is 4 and steps 5: .* at least as many decay_steps as steps"),
         ({"timesteps": 1.0}, "objective is 'diffusion' with timesteps 1.0"),
         ({"reversed": True}, "objective is 'diffusion' with .* reversed True"),
         ({"step": 3}, "no field 'step'; its fields are"),
@@ -59,6 +60,13 @@ def test_wrong_json_is_named() -> None:
 def test_learning_rate_warms_up() -> None:
     settings = config(warmup_steps=4, learning_rate=0.4)
     assert [round(settings.rate_at(step), 6) for step in range(6)] == [0.1, 0.2, 0.3, 0.4, 0.4, 0.4]
+
+
+def test_learning_rate_falls_along_half_a_cosine() -> None:
+    rates = [config(steps=3, decay_steps=4, learning_rate=0.4).rate_at(step) for step in range(4)]
+    assert rates == pytest.approx([0.4, 0.2 + 0.2 * 2**-0.5, 0.2, 0.2 - 0.2 * 2**-0.5])
+    both = config(steps=3, decay_steps=4, warmup_steps=2, learning_rate=0.4)
+    assert [both.rate_at(step) for step in range(4)] == pytest.approx([rates[0] / 2, *rates[1:]])
 
 
 def test_every_image_comes_once_an_epoch_in_another_order() -> None:

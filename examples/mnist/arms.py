@@ -42,10 +42,10 @@ ARMS = {
 }
 
 
-def dense_model(settings: Settings, weights: Path | None) -> tuple[nn.Module, dict[str, Any]]:
-    """The dense model, with its trained weights, and the inputs of a call."""
+def dense_model(settings: Settings, weights: Path | None, fused: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """The dense model, with its trained weights, and the inputs of a call; ``fused`` where it is to run, not to train."""
     torch.manual_seed(0)
-    model, inputs = make(**settings.model)
+    model, inputs = make(**settings.model, fused=fused)
     if weights is not None:
         model.load_state_dict(in_float32(load_file(weights)))
     return model, inputs
@@ -72,9 +72,9 @@ def train_dense(settings: Settings, data: Part, out: Path, weights: Path) -> Non
         save_halved({name: x for name, x in result.model.state_dict().items() if name in model.state_dict()}, weights)
 
 
-def sparse_model(settings: Settings, dense: Path, weights: Path | None = None) -> SparseModel:
+def sparse_model(settings: Settings, dense: Path, weights: Path | None = None, fused: bool = False) -> SparseModel:
     """The dense model in sparse form, with the weights of an arm if given."""
-    model, inputs = dense_model(settings, dense)
+    model, inputs = dense_model(settings, dense, fused)
     sparse = sparsify(model.eval(), settings.policy, example_inputs=inputs)
     if weights is not None:
         sparse.load_state_dict(in_float32(load_file(weights)))
@@ -121,19 +121,14 @@ def make_sparse_arm(arm: Arm, settings: Settings, data: Part, dense: Path, out: 
 def callable_of(arm: Arm, settings: Settings, dense: Path, weights: Path | None) -> tuple[Callable[..., Any], float]:
     """What samples are drawn from, compiled, and its GFLOPs."""
     if arm.kind == "sparse":
-        sparse = sparse_model(settings, dense, weights)
+        sparse = sparse_model(settings, dense, weights, fused=True)
         return lower(sparse, "inductor"), sparse.report().gflops
-    model, inputs = dense_model(settings, dense)
+    model, inputs = dense_model(settings, dense, fused=True)
     sparse = sparse_model(settings, dense)
     if arm.kind == "dense":
-        return _compiled(model.eval()), sparse.report().gflops_dense
+        return torch.compile(model.eval(), dynamic=False), sparse.report().gflops_dense
     with torch.device("meta"):
         skeleton, _ = make(**settings.model)
     one = {name: x[:1].to("meta") for name, x in inputs.items()}
     merged, gflops = merged_at(skeleton, one, sparse.report().grid, sparse.report().gflops, make=merging)  # type: ignore[arg-type]
-    return _compiled(merging(model, sparse.report().grid, merged)), gflops  # type: ignore[arg-type]
-
-
-def _compiled(model: nn.Module) -> Callable[..., Any]:
-    """With its weights as constants, in the layout and precision that the processor takes them in: nearly twice as fast."""
-    return torch.compile(model, dynamic=False, options={"freezing": True})
+    return torch.compile(merging(model, sparse.report().grid, merged), dynamic=False), gflops  # type: ignore[arg-type]

@@ -57,8 +57,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.digits < 1:
         parser.error(f"--digits is {options.digits}; draw at least 1.")
     settings = Settings.read()
-    dense, _ = dense_model(settings, weights_of("dense"))
-    sparse = sparse_model(settings, weights_of("dense"), weights_of("calibrated-finetuned"))
+    dense, _ = dense_model(settings, weights_of("dense"), fused=True)
+    sparse = sparse_model(settings, weights_of("dense"), weights_of("calibrated-finetuned"), fused=True)
     models = [Timed(dense.eval()), Timed(sparse)]
     images = side_by_side(models, options.digits, options.seed, settings.dense.objective)
     found = sparse.report()

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
+from torch._inductor import config as inductor_config
 
 from sparsify.search import Search
 
@@ -20,7 +21,7 @@ from .choosing import choose
 from .data import parts
 from .metrics import scores
 from .report import seeds_of
-from .sampling import drawn, labels_of, noise_of
+from .sampling import BATCH, drawn, labels_of, noise_of
 from .settings import Settings
 
 _CHUNK = 1000  # samples in one file
@@ -107,7 +108,8 @@ class Experiment:
                 continue
             started, what = time.perf_counter(), f"{ARMS[name].title}, seed {seed}, {file.stem}"
             batches = drawn(model, some, asked, self.settings.dense.objective)
-            images = torch.cat([*track(batches, what, len(some) // 250 or 1, console=self.console)])
+            with inductor_config.patch(freezing=True):  # weights as constants, laid out for the processor
+                images = torch.cat([*track(batches, what, len(some) // BATCH or 1, console=self.console)])
             seconds = torch.tensor((time.perf_counter() - started) / len(some))
             file.parent.mkdir(parents=True, exist_ok=True)
             save_file({"pixels": _bytes(images), "seconds": seconds, "gflops": torch.tensor(gflops)}, file.with_suffix(".part"))

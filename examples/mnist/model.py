@@ -15,9 +15,9 @@ CLASSES = 10
 class Block(nn.Module):
     """Attention and MLP, each shifted, scaled and gated by the condition (adaLN-Zero)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.fused = heads, fused
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -32,20 +32,30 @@ class Block(nn.Module):
         return x + gate2 * self.fc2(F.gelu(self.fc1(self.norm2(x) * (1 + scale2) + shift2), approximate="tanh"))
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
-        """Self-attention over all tokens, written out: compiled for a CPU it trains faster than the fused operator."""
+        """Self-attention over all tokens."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)
-        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class MnistDiT(nn.Module):
     """``forward(x, timestep, label)``: images (batch, 1, 32, 32) to noise and variance, or velocity alone (batch, channels, 32, 32).
 
-    Label 10 stands for no label.
+    Label 10 stands for no label. On a CPU attention trains faster written out, and runs faster ``fused``.
     """
 
     def __init__(
-        self, depth: int = 12, width: int = 96, heads: int = 3, channels: int = 2, size: int = 32, patch: int = 2
+        self,
+        depth: int = 12,
+        width: int = 96,
+        heads: int = 3,
+        channels: int = 2,
+        fused: bool = False,
+        size: int = 32,
+        patch: int = 2,
     ) -> None:
         super().__init__()
         self.channels, self.patch, self.side = channels, patch, size // patch
@@ -53,7 +63,7 @@ class MnistDiT(nn.Module):
         self.register_buffer("positions", positions(self.side, width), persistent=False)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.labels = nn.Embedding(CLASSES + 1, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, fused) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, channels * patch * patch)
@@ -100,11 +110,13 @@ def positions(side: int, width: int) -> torch.Tensor:
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)[None].float()
 
 
-def make(depth: int = 12, width: int = 96, heads: int = 3, channels: int = 2) -> tuple[nn.Module, dict[str, Any]]:
+def make(
+    depth: int = 12, width: int = 96, heads: int = 3, channels: int = 2, fused: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model and the inputs of one call, as ``sparsify train examples.mnist.model:make`` wants them."""
     inputs = {
         "x": torch.randn(2, 1, 32, 32),
         "timestep": torch.full((2,), 500),
         "label": torch.zeros(2, dtype=torch.long),
     }
-    return MnistDiT(depth, width, heads, channels), inputs
+    return MnistDiT(depth, width, heads, channels, fused), inputs

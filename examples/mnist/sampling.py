@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 Model = Callable[..., torch.Tensor]
 STEPS = 50
+BATCH = 50  # small enough for a processor's caches: a fifth faster than 250
 
 
 def labels_of(count: int) -> torch.Tensor:
@@ -26,7 +27,7 @@ def noise_of(count: int, seed: int) -> torch.Tensor:
 
 
 def drawn(
-    model: Model, noise: torch.Tensor, labels: torch.Tensor, objective: str, steps: int = STEPS, batch: int = 250
+    model: Model, noise: torch.Tensor, labels: torch.Tensor, objective: str, steps: int = STEPS, batch: int = BATCH
 ) -> Iterator[torch.Tensor]:
     """Images in [-1, 1], batch by batch.
 

@@ -28,6 +28,8 @@ class TrainConfig:
         weight_decay: of AdamW.
         betas: of AdamW.
         warmup_steps: over which the learning rate rises linearly.
+        decay_steps: over which, from the first step on, the learning rate also falls along half a cosine to 0, where the run
+            must end (Loshchilov and Hutter, arXiv 1608.03983); 0 keeps it constant, as the paper does.
         gradient_clip: largest norm of the gradient of all parameters; 0 leaves it as it is.
         ema_decay: of the moving average of the weights, per step.
         ema_warmup: let the average follow faster at first: at step s the decay is at most (1 + s) / (10 + s).
@@ -60,6 +62,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 0
+    decay_steps: int = 0
     gradient_clip: float = 0.0
     ema_decay: float = 0.9999
     ema_warmup: bool = True
@@ -96,6 +99,11 @@ class TrainConfig:
             raise InputError(
                 f"TrainConfig.batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts."
             )
+        if 0 < self.decay_steps < self.steps:
+            raise InputError(
+                f"TrainConfig.decay_steps is {self.decay_steps} and steps {self.steps}: the learning rate would be 0 before the "
+                f"run ends. Give at least as many decay_steps as steps, or 0 for a constant learning rate."
+            )
         if self.objective == "diffusion" and (self.reversed or self.timesteps < 2 or self.timesteps != int(self.timesteps)):
             raise InputError(
                 f"TrainConfig.objective is 'diffusion' with timesteps {self.timesteps} and reversed {self.reversed}; its timesteps "
@@ -109,7 +117,9 @@ class TrainConfig:
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.learning_rate
+        risen = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        left = (1 + math.cos(math.pi * step / self.decay_steps)) / 2 if self.decay_steps else 1.0
+        return self.learning_rate * risen * left
 
     def differences(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """Of the fields that change what a step computes, those in which two differ, with both values."""
@@ -187,6 +197,7 @@ _RULES = {
         "two numbers from 0 to below 1",
     ),
     "warmup_steps": _count(0),
+    "decay_steps": _count(0),
     "gradient_clip": _number(0),
     "ema_decay": _number(0, below=1),
     "ema_warmup": _SWITCH,

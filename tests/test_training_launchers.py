@@ -1,0 +1,41 @@
+"""``sparsify train`` under ``torchrun`` and ``accelerate launch``, as the guides have it, with two processes on one CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .test_training_cli import MODEL, train
+from .training_helpers import POLICY, curve
+
+ROOT = Path(__file__).parents[1]
+STEPS = ("--steps", "3", "--set", "gradient_clip=1.0", "--log-every", "1")
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"],
+    "accelerate": ["accelerate.commands.launch", "--cpu", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+}
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_launched_processes_have_the_loss_curve_of_one(tmp_path: Path, launcher: str, parallel: str) -> None:
+    assert train(tmp_path, *STEPS) == 0
+    words = ["-m", "sparsify", "train", MODEL, "--policy", POLICY.to_json(), "--data", str(tmp_path / "data.npz")]
+    usual = ["--batch-size", "4", "--tracker", "none", "--device", "cpu", "--parallel", parallel, *STEPS]
+    done = subprocess.run(
+        [sys.executable, "-m", *LAUNCHERS[launcher], *words, "--out", str(tmp_path / "both"), *usual],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    torch.testing.assert_close(
+        torch.tensor(curve(tmp_path / "both")), torch.tensor(curve(tmp_path / "out")), rtol=1e-4, atol=1e-6
+    )
