@@ -86,6 +86,16 @@ def test_merging_nothing_changes_nothing_and_merging_much_changes_little_where_t
     assert (merging(model, (16, 16), 100)(x, t, y) - model(x, t, y)).abs().max() > 1e-3
 
 
+def test_fused_attention_is_the_attention_that_was_trained() -> None:
+    model, inputs = make(depth=2, width=32, heads=2)
+    fused, _ = make(depth=2, width=32, heads=2, fused=True)
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    fused.load_state_dict(model.state_dict())
+    torch.testing.assert_close(fused(**inputs), model(**inputs), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("objective", ["diffusion", "flow"])
 def test_a_model_that_knows_the_image_draws_it(objective: str) -> None:
     """The right answer at any noise, from what training adds the noise with."""
@@ -110,6 +120,9 @@ def test_the_settings_are_what_the_experiment_promises() -> None:
     assert made.gflops_dense / made.gflops >= 2
     assert settings.finetune.steps * 10 <= settings.dense.steps
     assert (settings.samples, len(settings.seeds)) == (5000, 3)
+    found = json.loads((FOLDER / "search.json").read_text())
+    assert settings.policy == Policy.from_json(json.dumps(found["pick"]["policy"])), "the policy that the search picked"
+    assert settings.budget == found["budget"]
 
 
 @pytest.mark.slow
