@@ -181,7 +181,12 @@ class _Run:
         whole = NormalEquations(2 * width + 1, width, next(iter(gathered.values())).equations.gram.device)
         for part in gathered.values():
             whole += part.equations
-        solution = whole.solve(ridge)
+        try:
+            solution = whole.solve(ridge)
+        except torch.linalg.LinAlgError as error:
+            raise InputError(
+                f"ridge is {ridge}, and the tokens before {point.block.target} do not determine its restore layer; use a little, such as 1e-4."
+            ) from error
         _write(self._sparse.get_submodule(point.name), solution.weights, width)
         grids = {
             "x".join(map(str, grid)): (part.before / part.length, part.equations.residual(solution.weights) / part.length)

@@ -83,6 +83,17 @@ def test_the_fit_is_that_of_least_squares_on_the_plain_models_tokens(savings: bo
 
 
 @torch.no_grad()
+def test_too_few_tokens_for_a_fit_without_ridge_are_named() -> None:
+    model, batches = model_and_batches()
+    sparse = sparsify(model, TWO, example_inputs=batches[0])
+    before = [x.clone() for layer in layers(sparse) for x in layer]
+    few = tuple(torch.zeros_like(x[:1]) for x in batches[0])
+    with pytest.raises(InputError, match=r"ridge is 0.0, and the tokens .* do not determine its restore layer; use a little"):
+        sparse.calibrate([few], ridge=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, (x for layer in layers(sparse) for x in layer), strict=True))
+
+
+@torch.no_grad()
 def test_it_says_what_it_gained_and_the_numbers_are_those_of_the_tokens() -> None:
     model, batches = model_and_batches()
     sparse = sparsify(model, TWO, example_inputs=batches[0])

@@ -125,6 +125,22 @@ def test_the_settings_are_what_the_experiment_promises() -> None:
     assert settings.budget == found["budget"]
 
 
+def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "weights").mkdir()
+    changed = json.loads((FOLDER / "settings.json").read_text())
+    for name, value, refused in (("seeds", [1], False), ("samples", 20, True)):
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(changed | {name: value}))
+        Settings.read().claim(tmp_path)
+        words = ["--settings", str(file), "--out", str(tmp_path), "--stages", "publish", "--arms", "dense"]
+        if not refused:
+            Settings.read(file).claim(tmp_path)
+            continue
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "was begun with another samples" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_all_stages_in_small_and_a_second_run_does_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = json.loads((FOLDER / "settings.json").read_text())

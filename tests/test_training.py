@@ -26,7 +26,7 @@ from .training_helpers import POLICY, Tiny, assert_same, config, contents, curve
 
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     """Two images, over and over: the noise in them becomes predictable."""
-    data = Images(images(2).pixels)  # without labels: the model's own stay those of the example
+    data = Images(images(2).pixels, torch.zeros(2).long())
     seen: list[StepDone] = []
     model = sparse_tiny(learned=False)
     before = torch.random.get_rng_state()
@@ -37,7 +37,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     assert len(losses) == 6 and losses[-1] < 0.75 * losses[0]
     assert result.history[0].keys() == {"step", "loss", "noise", "learning_rate", "images_per_second"}
     assert read_metrics(tmp_path) == list(result.history)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["metrics.jsonl", "step-00000080", "step-00000120"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [".lock", "metrics.jsonl", "step-00000080", "step-00000120"]
     assert result.checkpoint == tmp_path / "step-00000120" and result.step == 120
     assert [done.step for done in seen] == list(range(1, 121)) and seen[3].loss.ndim == 0
     found = contents(tmp_path)
@@ -126,7 +126,7 @@ def test_half_precision_is_close_and_weights_stay_whole(tmp_path: Path) -> None:
 def test_flow_matching_learns(tmp_path: Path) -> None:
     fields = {"objective": "flow", "timesteps": 1.0, "label_dropout": 0.0, "batch_size": 8, "learning_rate": 3e-3}
     example = {"x": torch.zeros(1, 1, 8, 8), "t": torch.zeros(1), "y": torch.zeros(1).long()}
-    data = Images(images(2).pixels)
+    data = Images(images(2).pixels, torch.zeros(2).long())
     result = run(
         tmp_path,
         100,
@@ -240,6 +240,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"null_label": 4}, "null_label is 4, but the model knows labels from 0 to 3"),
     ({"data": Images(torch.zeros(4, 1, 8, 8))}, "label_dropout is 0.2, but the data have no labels"),
+    (
+        {"data": Images(torch.zeros(4, 1, 8, 8)), "label_dropout": 0.0},
+        r"the model takes labels \(y\), but the data have none, .* Give labels with them",
+    ),
+    (
+        {"model": tiny().bfloat16(), "policy": Policy.dense()},
+        r"the parameter \S+ is torch.bfloat16, in which small updates .* Train model.float\(\)",
+    ),
     ({"timesteps": 500}, "timesteps is 500, but the policy's density has timesteps from 0 to 1000"),
     ({"policy": None, "model": tiny()}, "policy is None, but the model is not sparse"),
     ({"inputs": {"labels": "z"}}, r"the model has no input 'z'; its inputs are \['x', 't', 'y'\]"),
@@ -268,10 +276,34 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path
             torch.nn.init.constant_(done.model.head.weight, float("nan"))
 
     with pytest.raises(
-        TrainingError, match=r"the loss is nan at step 4. Go on from the last checkpoint with a lower learning_rate"
+        TrainingError, match=r"loss is nan at step 4. Begin another run, .*--init.*, with a lower learning_rate"
     ):
         run(tmp_path, on_step=spoil)
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000002"]
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    def spoil(done: StepDone) -> None:  # behind the loss of the last step
+        if done.step == 4:
+            torch.nn.init.constant_(done.model.head.weight, float("inf"))
+
+    with pytest.raises(
+        TrainingError, match=r"head.weight holds NaN or infinity after step 4, which is not saved. Begin another"
+    ):
+        run(tmp_path, 4, on_step=spoil)
+    assert [path.name for path in tmp_path.glob("*step-*")] == ["step-00000002"]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    def second(done: StepDone) -> None:
+        with pytest.raises(TrainingError, match=r"another run is writing to .*; wait until it ends"):
+            run(tmp_path, 1)
+
+    run(tmp_path, 1, on_step=second)
+    run(tmp_path, 2)  # the first has let go of it
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match=r"nothing can be written to .*file/below"):
+        run(tmp_path / "file" / "below", 1)
 
 
 def test_other_errors_of_the_call(tmp_path: Path) -> None:

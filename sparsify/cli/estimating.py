@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   sparsify estimate sparsify.models:pixart --no-checkpointing --precision fp32 --teraflops 60
       all activations kept; seconds of a step on a device that reaches 60e12 multiply-adds a second
 """
-_GIB = 2**30
+_UNITS = {"GiB": 2**30, "MiB": 2**20}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,14 +63,19 @@ def _print(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     kept = "all activations kept" if arguments.no_checkpointing else "blocks computed again in the backward pass"
-    title = (
-        f"a training step, GiB on each of {arguments.devices} device(s): AdamW, averaged weights, {arguments.precision}, {kept}"
-    )
+    unit = "GiB" if max(row["total"] for row in rows) >= _UNITS["GiB"] else "MiB"
+    title = f"a training step, {unit} on each of {arguments.devices} device(s): AdamW, averaged weights, {arguments.precision}, {kept}"
     table = Table("model", "batch", "weights", "gradients", "moments", "average", "activations", "total", "GFLOPs", title=title)
     if arguments.teraflops:
         table.add_column("seconds")
     for row in rows:
-        sizes = [row[name] / _GIB for name in ("weights", "gradients", "optimiser", "ema", "activations", "total")]
+        sizes = [row[name] / _UNITS[unit] for name in ("weights", "gradients", "optimiser", "ema", "activations", "total")]
         seconds = [f"{row['seconds']:.2f}"] if arguments.teraflops else []
-        table.add_row(row["model"], str(row["batch"]), *(f"{size:.2f}" for size in sizes), f"{row['gflops']:.0f}", *seconds)
+        table.add_row(
+            row["model"],
+            str(row["batch"]),
+            *(f"{size:.2f}" for size in sizes),
+            f"{row['gflops']:.{0 if row['gflops'] >= 10 else 3}f}",
+            *seconds,
+        )
     console().print(table)

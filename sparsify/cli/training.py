@@ -22,7 +22,7 @@ EXAMPLES = """examples:
       make it sparse and fine-tune it; the same command again goes on where it stopped
   sparsify train my_package.my_model:make --data latents.safetensors --steps 400000 --precision bf16 --compile --out out/run
       latents of your own; .npy, .npz and folders of pictures will do as well
-  sparsify train my_package.my_model:make --set objective='"flow"' --set timesteps=1.0 --set ema_decay=0.999 --steps 1000 --out out/flow
+  sparsify train my_package.my_model:make --policy dense --set objective=flow --set timesteps=1.0 --steps 1000 --out out/flow
       any field of sparsify.training.TrainConfig; or all of them in a file, with --config
   torchrun --nproc-per-node 8 -m sparsify train my_package.my_model:make --policy auto --steps 400000 --out out/run
       eight processes, which train what one would; accelerate launch -m sparsify train ... does the same

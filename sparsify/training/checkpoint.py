@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -36,6 +37,33 @@ def steps_in(root: Path) -> dict[int, Path]:
 def latest(root: str | Path) -> Path | None:
     """The newest checkpoint of a run, or None if it has none."""
     return next(reversed(steps_in(Path(root)).values()), None)
+
+
+@contextmanager
+def held(root: Path, group: Group) -> Iterator[None]:
+    """Make the folder of a run, and keep other runs out of it; of several processes all must call it.
+
+    Raises:
+        TrainingError: another run has it, or nothing can be written there.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, problem = FileLock(root / ".lock"), None
+    if group.is_main:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            problem = f"another run is writing to {root}; wait until it ends, or give another folder."
+        except NotImplementedError:  # a file system without locks: there nobody can know
+            pass
+        except OSError as error:
+            problem = f"nothing can be written to {root}: {error}"
+    group.agree(problem)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_leftovers(root: Path) -> None:

@@ -102,7 +102,8 @@ class TrainConfig:
         if 0 < self.decay_steps < self.steps:
             raise InputError(
                 f"TrainConfig.decay_steps is {self.decay_steps} and steps {self.steps}: the learning rate would be 0 before the "
-                f"run ends. Give at least as many decay_steps as steps, or 0 for a constant learning rate."
+                f"run ends. Give at least as many decay_steps as steps, or 0 for a constant learning rate. A run that has reached 0 is "
+                f"not made longer: begin another from its weights (init=, --init)."
             )
         if self.objective == "diffusion" and (self.reversed or self.timesteps < 2 or self.timesteps != int(self.timesteps)):
             raise InputError(
@@ -169,8 +170,9 @@ class _Rule(NamedTuple):
     text: str
 
 
-def _count(least: int) -> _Rule:
-    return _Rule(lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least, f"a whole number of at least {least}")
+def _count(least: int, below: float = math.inf) -> _Rule:
+    text = f"a whole number of at least {least}" + (f" and below {below}" if below < math.inf else "")
+    return _Rule(lambda v: isinstance(v, int) and not isinstance(v, bool) and least <= v < below, text)
 
 
 def _number(least: float, below: float = math.inf, strict: bool = False) -> _Rule:
@@ -217,7 +219,7 @@ _RULES = {
     "parallel": _word("ddp", "fsdp2"),
     "distill_output": _number(0),
     "distill_feature": _number(0),
-    "seed": _count(0),
+    "seed": _count(0, below=2**63),
     "save_every": _count(1),
     "keep": _count(1),
     "log_every": _count(1),

@@ -1,4 +1,4 @@
-"""How many labels a model knows, read off its graphs: a label beyond them would be an error deep inside, or none at all."""
+"""What a model does with labels, read off its graphs: how many it knows, and whether it drops some at random."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
+from ..probe import is_random
 from ..program import Program
 
 _EMBEDDING = torch.ops.aten.embedding.default
@@ -14,25 +15,41 @@ _EMBEDDING = torch.ops.aten.embedding.default
 
 def known_labels(program: Program, name: str) -> int | None:
     """The rows of the smallest table that the input of this name is looked up in; None if there is no such table."""
-    rows = [
-        int(weight.meta["val"].shape[0])
-        for graph in (program.graph, *program.prompts.values())
-        for start in graph.find_nodes(op="placeholder")
-        if start.name == name
-        for weight in _tables(program, start)
-    ]
-    return min(rows, default=None)
+    return min((int(lookup.args[0].meta["val"].shape[0]) for lookup in _lookups(program, name)), default=None)  # type: ignore[union-attr]
 
 
-def _tables(program: Program, start: fx.Node) -> Iterator[fx.Node]:
-    """The tables that whole numbers which come from ``start`` are looked up in, inside of blocks too."""
-    pending, seen = [start], {start}
+def drops_labels(program: Program, name: str) -> bool:
+    """Whether the labels that reach a table depend on random numbers: the captured mode drops some of them."""
+    return any(_depends_on_chance(lookup) for lookup in _lookups(program, name))
+
+
+def _depends_on_chance(node: fx.Node) -> bool:
+    pending, seen = [node], {node}
+    while pending:
+        at = pending.pop()
+        if is_random(at):
+            return True
+        fresh = [x for x in at.all_input_nodes if x not in seen]
+        seen.update(fresh)
+        pending += fresh
+    return False
+
+
+def _lookups(program: Program, name: str) -> Iterator[fx.Node]:
+    """Where numbers that come from the input of this name choose rows of a table."""
+    for node in _labels(program, name):
+        yield from (user for user in node.users if user.target is _EMBEDDING and user.args[1] is node)
+
+
+def _labels(program: Program, name: str) -> Iterator[fx.Node]:
+    """The input of this name, and all whole numbers that come from it, inside of blocks too."""
+    graphs = (program.graph, *program.prompts.values())
+    pending = [start for graph in graphs for start in graph.find_nodes(op="placeholder") if start.name == name]
+    seen = set(pending)
     while pending:
         node = pending.pop()
+        yield node
         for user in node.users:
-            if user.target is _EMBEDDING and user.args[1] is node:
-                yield user.args[0]  # type: ignore[misc]
-                continue
             reached = [user] if _is_whole(user) else []
             if "body" in user.meta:
                 inner = program.body_of(user).placeholders

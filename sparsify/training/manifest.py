@@ -51,6 +51,8 @@ class About:
             TrainingError: it is of another model, policy, configuration, teacher or of other data.
         """
         self._check_tensors(other, folder)
+        if self.model != other.model:
+            raise TrainingError(f"{folder} is of another model: a {other.model}, and this is a {self.model}.")
         hint = f"Give what {folder} was made with, or another folder, or start anew with resume=False (--fresh)."
         if self.passes != other.passes:
             raise TrainingError(
@@ -63,7 +65,10 @@ class About:
         if self.data != other.data:
             raise TrainingError(f"the data are {self.data}, but {folder} was trained on {other.data}. {hint}")
         if self.teacher != other.teacher:
-            raise TrainingError(f"{folder} was trained with a teacher of other weights, or without one. {hint}")
+            raise TrainingError(
+                f"{folder} was trained with a teacher of other weights, or without one. A model that has been trained since is "
+                f"no teacher: pass the dense one as teacher=. {hint}"
+            )
 
     def _check_tensors(self, other: About, folder: Path) -> None:
         missing = [name for name in self.tensors if name not in other.tensors]

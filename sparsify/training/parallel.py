@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,6 +17,10 @@ from ..program import Program
 from ..runtime import SparseModel
 from ..tree import Block
 from .config import TrainConfig
+
+# torch has renamed it; buffers are equal in all processes at the start, and nothing synchronises them later.
+_DDP = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+_NO_SYNC: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in _DDP else "broadcast_buffers": False}
 
 
 class Group:
@@ -95,7 +100,7 @@ class Group:
         return nn.parallel.DistributedDataParallel(
             sparse,
             device_ids=None if self.device.type == "cpu" else [self.device.index],
-            broadcast_buffers=False,
+            **_NO_SYNC,
             gradient_as_bucket_view=True,
         )
 

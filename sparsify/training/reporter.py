@@ -122,9 +122,11 @@ def read_metrics(out: str | Path) -> list[Record]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:  # a run was killed while it wrote its last line
             continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
     return records
 
 

@@ -23,7 +23,7 @@ from ..stage import Stage
 from .calling import Caller, Roles, example_for
 from .config import TrainConfig
 from .data import Images
-from .labels import known_labels
+from .labels import drops_labels, known_labels
 from .parallel import Group
 
 Policies: TypeAlias = Policy | Mapping[str, Policy]
@@ -94,6 +94,7 @@ def prepared(
     Raises:
         SparsifyError: the model, the policy, the data and the configuration do not fit each other.
     """
+    _check_precision(model)
     rows = config.batch_size // config.accumulate // group.world
     sparse, example = _sparse(model, policy, images, rows, group, options, config)
     stage, inputs = sparse.prepare(*split_inputs(example))
@@ -215,6 +216,15 @@ def _captured_example(sparse: SparseModel) -> Any:
     return None
 
 
+def _check_precision(model: nn.Module) -> None:
+    trained = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+    if half := next((name for name, dtype in trained.items() if dtype in (torch.float16, torch.bfloat16)), None):
+        raise InputError(
+            f"the parameter {half} is {trained[half]}, in which small updates of weights and averages are lost. Train model.float(); "
+            f"TrainConfig.precision 'bf16' computes in half precision all the same."
+        )
+
+
 def _check_density(program: Program, config: TrainConfig) -> None:
     density = program.density
     if density is None:
@@ -234,8 +244,19 @@ def _check_labels(program: Program, roles: Roles, images: Images, config: TrainC
     if config.label_dropout and (images.labels is None or roles.labels is None):
         who = "the data have" if images.labels is None else "the model takes"
         raise InputError(f"TrainConfig.label_dropout is {config.label_dropout}, but {who} no labels; use 0.")
-    if images.labels is None or roles.labels is None:
+    if roles.labels is None:
         return
+    if images.labels is None:
+        raise InputError(
+            f"the model takes labels ({roles.labels}), but the data have none, and all images would be trained as one class. Give "
+            f"labels with them, in a .npz or .safetensors file for example; to train one class alone, give each image its label."
+        )
+    if config.distills and drops_labels(program, roles.labels):
+        raise InputError(
+            "the model drops labels by itself in training, and the dense model that is distilled would not know which. Turn that off "
+            "in the model (in those of diffusers: class_embedder.dropout_prob = 0), and let TrainConfig.label_dropout and null_label "
+            "do it, which both see."
+        )
     known = known_labels(program, roles.labels)
     if known is not None and images.classes > known:
         raise InputError(f"the data have labels up to {images.classes - 1}, but the model knows labels from 0 to {known - 1}.")

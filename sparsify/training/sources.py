@@ -12,6 +12,7 @@ from ..errors import InputError
 from .data import Images, images_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_DEEP = ("I", "F")  # Pillow's modes of 16 and 32 bits
 _PIXELS = ("images", "latents", "pixels", "x", "arr_0")
 _LABELS = ("labels", "label", "classes", "y", "arr_1")
 
@@ -122,7 +123,12 @@ def _decoded(files: Sequence[Path]) -> torch.Tensor:
         except Exception as error:  # Pillow has errors of many kinds for damaged files, and for too large pictures
             raise InputError(f"{file} is no picture that can be read: {error}") from error
     width, height = kinds[0][0]
-    for file, (size, _) in zip(files, kinds, strict=True):
+    for file, (size, mode) in zip(files, kinds, strict=True):
+        if mode.startswith(_DEEP):
+            raise InputError(
+                f"{file} has more than 8 bits a channel (mode {mode}), which would be cut off. Convert it, or give the images as an array "
+                f"of floating-point numbers."
+            )
         if size != kinds[0][0]:
             raise InputError(
                 f"{file} is {size[0]}x{size[1]} but {files[0]} is {width}x{height}; all pictures must have one size. "

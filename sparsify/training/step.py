@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -20,6 +21,11 @@ from .parallel import Group
 from .reporter import Record
 from .setup import Setup
 from .teaching import Teacher
+
+ADVICE = (
+    "Begin another run, in another folder, from the last good checkpoint's model.safetensors (init=, --init), with a lower "
+    "learning_rate, with gradient_clip, or with precision 'fp32'."
+)
 
 
 class Stepper:
@@ -82,17 +88,15 @@ class Stepper:
         """The mean losses over all processes and the steps since this was last asked for.
 
         Raises:
-            TrainingError: the loss is no finite number, so that nobody saves what came of it.
+            TrainingError: the loss, or the norm of the gradient, is no finite number.
         """
         names = list(self._sums)
         values = self._group.mean(torch.stack([self._sums[name].float() for name in names]) / self._count)
         found: Record = dict(zip(names, values.tolist(), strict=True))
         self._sums, self._count = {}, 0
         if not torch.isfinite(values).all():
-            raise TrainingError(
-                f"the loss is {found['loss']} at step {done}. Go on from the last checkpoint with a lower learning_rate, with "
-                f"gradient_clip, or with precision 'fp32'."
-            )
+            name = next(name for name, value in found.items() if not math.isfinite(value))
+            raise TrainingError(f"{name} is {found[name]} at step {done}. {ADVICE}")
         return found | {"learning_rate": self._config.rate_at(done - 1)}
 
     def _part(self, number: int, part: int) -> dict[str, torch.Tensor]:

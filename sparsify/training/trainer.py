@@ -16,14 +16,14 @@ from ..runtime import SparseModel
 from . import checkpoint
 from .blocks import blocks_run
 from .config import TrainConfig
-from .ema import Ema
+from .ema import Ema, local
 from .manifest import About, described
 from .parallel import Group
 from .reporter import METRICS, Record, Reporter
 from .setup import Options, Policies, Setup, only_read_parameters, prepared
 from .sources import load_images
 from .state import flat_state, prepare_moments, read_state, set_step
-from .step import Stepper, optimizer_for
+from .step import ADVICE, Stepper, optimizer_for
 from .teaching import Teacher
 
 
@@ -98,7 +98,7 @@ def train(
         inputs: the names of the inputs that take ``images``, ``timestep`` and ``labels``, where they cannot be told.
         grid: the token grid, as for ``sparsify``.
         savings: as for ``sparsify``; those that gain something in training if left out.
-        init: safetensors to start from, of the dense model or the sparse one.
+        init: safetensors to start from, of the dense model or the sparse one; a run that goes on reads them for its teacher alone.
         teacher: the dense model to distil; the model as it is at the start if left out. It is copied.
         resume: go on from the newest checkpoint in ``out``; otherwise those of an earlier run are removed.
         on_step: called after every step, in all processes.
@@ -117,16 +117,20 @@ def train(
     folder, images = Path(out), load_images(data)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out {folder} is a file; it must be a folder, or not be there yet.")
+    goes_on = resume and checkpoint.latest(folder) is not None
+    copies = config.distills and teacher is None  # the teacher is the model as it was at the start
+    begin = None if init is None or (goes_on and not copies) else Path(init)
     group = Group(config, folder, device)
     options = Options(example_inputs, inputs, grid, savings)
     with contextlib.ExitStack() as stack:
         devices = [group.device] if group.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=devices))  # the caller's random numbers stay as they are
-        setup = prepared(model, policy, images, config, group, options, None if init is None else Path(init))
+        setup = prepared(model, policy, images, config, group, options, begin)
         group.equalise([*setup.sparse.parameters(), *setup.sparse.buffers()])
         stack.enter_context(only_read_parameters(setup))
         pupil = stack.enter_context(Teacher.of(setup, config, teacher, group.device)) if config.distills else None
         about = _about(setup, config, images.fingerprint(), pupil)
+        stack.enter_context(checkpoint.held(folder, group))
         run = _Run(setup, config, group, folder, about)
         start = run.resumed() if resume else run.started_anew()
         shapes = config.compile_shapes if config.compile else None
@@ -152,7 +156,6 @@ class _Run:
         self.optimizer = optimizer_for(self._trained.values(), config, group.device)
         prepare_moments(self.optimizer)
         if group.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
             checkpoint.remove_leftovers(folder)
         group.wait()
 
@@ -206,7 +209,15 @@ class _Run:
         return TrainResult(self._setup.sparse, self.ema, config.steps, tuple(reporter.history), folder)
 
     def save(self, step: int) -> Path:
-        """Write a checkpoint."""
+        """Write a checkpoint.
+
+        Raises:
+            TrainingError: a weight is no finite number; nothing is written then.
+        """
+        bad = [name for name, weight in self._trained.items() if not local(weight.detach()).isfinite().all()]
+        if self._group.mean(torch.tensor(float(bool(bad)), device=self._group.device)) > 0:
+            name = bad[0] if bad else "a weight in another process"
+            raise TrainingError(f"{name} holds NaN or infinity after step {step}, which is not saved. {ADVICE}")
         model = self._setup.sparse.state_dict()
         averaged = {name: self.ema.values.get(name, tensor) for name, tensor in model.items()}
         weights = {"model": model, "ema": averaged}
