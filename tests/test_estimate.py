@@ -84,7 +84,8 @@ def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert [(row["model"], row["batch"]) for row in rows] == [("dense", 2), ("dense", 4), ("sparse", 2), ("sparse", 4)]
     assert rows[2]["gflops"] < rows[0]["gflops"]
     assert main([*words, "--teraflops", "10"]) == 0
-    assert "seconds" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "seconds" in shown and "MiB on each" in shown
     assert main([*words, "--device", "meta"]) == 2
     assert "nothing is computed" in capsys.readouterr().err
 
@@ -96,3 +97,5 @@ def test_what_is_not_allowed_is_named() -> None:
             estimate(sparse, inputs(), 2, **options)
     with pytest.raises(InputError, match="batch is 0"):
         estimate(sparse, inputs(), 0)
+    with pytest.raises(InputError, match="no example input has rows"):
+        estimate(sparse, {"t": torch.tensor(5)}, 2)

