@@ -70,5 +70,5 @@ class Settings:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(self.text, indent=1) + "\n")
         before = json.loads(file.read_text())
-        if other := [name for name, value in before.items() if name != "seeds" and value != self.text[name]]:
+        if other := [name for name, value in before.items() if name != "seeds" and value != self.text.get(name)]:
             raise ValueError(f"{out} was begun with another {other[0]} ({file}); give another --out, or those settings.")
