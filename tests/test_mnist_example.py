@@ -138,7 +138,11 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path, capsy
             continue
         with pytest.raises(SystemExit):
             main(words)
-        assert "was begun with another samples" in capsys.readouterr().err
+        assert "was made with another samples" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main(["--settings", str(file), "--out", str(tmp_path / "fresh"), "--published", "--stages", "publish"])
+        assert "what lies in" in capsys.readouterr().err
+        assert [x.name for x in (tmp_path / "fresh").iterdir()] == ["settings.json"], "nothing was mixed in"
 
 
 @pytest.mark.slow

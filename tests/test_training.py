@@ -287,11 +287,16 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
         if done.step == 4:
             torch.nn.init.constant_(done.model.head.weight, float("inf"))
 
-    with pytest.raises(
-        TrainingError, match=r"head.weight holds NaN or infinity after step 4, which is not saved. Begin another"
-    ):
+    message = r"head.weight.* holds NaN or infinity after step 4, which is not saved. Begin another"
+    with pytest.raises(TrainingError, match=message):
         run(tmp_path, 4, on_step=spoil)
     assert [path.name for path in tmp_path.glob("*step-*")] == ["step-00000002"]
+
+    def spoil_average(done: StepDone) -> None:
+        done.ema.values["head.bias"].fill_(float("nan"))
+
+    with pytest.raises(TrainingError, match=r"head.bias.* holds NaN or infinity after step 2"):
+        run(tmp_path / "average", 2, on_step=spoil_average)
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ def factory(depth: int = 4):
     return tiny(depth=depth), {"x": torch.zeros(1, 1, 8, 8), "t": torch.full((1,), 500), "y": torch.zeros(1).long()}
 
 
-def train(tmp_path: Path, *words: str) -> int:
+def train(tmp_path: Path, *words: str, model: str = MODEL) -> int:
     data = tmp_path / "data.npz"
     numpy.savez(data, images=images().pixels.numpy(), labels=images().labels.numpy())  # type: ignore[union-attr]
     usual = ["--data", str(data), "--out", str(tmp_path / "out"), "--batch-size", "4", "--tracker", "none", "--device", "cpu"]
-    return main(["train", MODEL, "--policy", POLICY.to_json(), *usual, *words])
+    return main(["train", model, "--policy", POLICY.to_json(), *usual, *words])
 
 
 def test_a_run_and_its_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from .test_training_cli import MODEL, train
-from .training_helpers import POLICY, curve
+from .training_helpers import CLASSES, POLICY, curve
 
 ROOT = Path(__file__).parents[1]
 STEPS = ("--steps", "3", "--set", "gradient_clip=1.0", "--log-every", "1")
@@ -22,11 +22,39 @@ LAUNCHERS = {
 }
 
 
+def diffusers() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """A DiT whose head reads weights of its first block."""
+    from diffusers import DiTTransformer2DModel
+
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 4,
+        "sample_size": 8,
+        "num_embeds_ada_norm": CLASSES,
+    }
+    model = DiTTransformer2DModel(in_channels=1, out_channels=2, **sizes)
+    for block in model.transformer_blocks:
+        block.norm1.emb.class_embedder.dropout_prob = 0
+    whole = torch.zeros(1, dtype=torch.long)
+    return model, {"hidden_states": torch.zeros(1, 1, 8, 8), "timestep": whole + 500, "class_labels": whole}
+
+
+@pytest.mark.slow
+def test_diffusers_dit_is_sharded(tmp_path: Path) -> None:
+    both_are_one(tmp_path, "torchrun", "fsdp2", "tests.test_training_launchers:diffusers")
+
+
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_launched_processes_have_the_loss_curve_of_one(tmp_path: Path, launcher: str, parallel: str) -> None:
-    assert train(tmp_path, *STEPS) == 0
-    words = ["-m", "sparsify", "train", MODEL, "--policy", POLICY.to_json(), "--data", str(tmp_path / "data.npz")]
+    both_are_one(tmp_path, launcher, parallel, MODEL)
+
+
+def both_are_one(tmp_path: Path, launcher: str, parallel: str, model: str) -> None:
+    """Train in one process and in two, and compare the losses."""
+    assert train(tmp_path, *STEPS, model=model) == 0
+    words = ["-m", "sparsify", "train", model, "--policy", POLICY.to_json(), "--data", str(tmp_path / "data.npz")]
     usual = ["--batch-size", "4", "--tracker", "none", "--device", "cpu", "--parallel", parallel, *STEPS]
     done = subprocess.run(
         [sys.executable, "-m", *LAUNCHERS[launcher], *words, "--out", str(tmp_path / "both"), *usual],

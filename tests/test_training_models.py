@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from sparsify import InputError, Policy, sparsify
 from sparsify.errors import TrainingError
+from sparsify.training import Images
 from sparsify.training.calling import Roles, example_for, guessed, prediction
-from sparsify.training.labels import known_labels
-from sparsify.training.parallel import read_outside, shard
+from sparsify.training.labels import drops_labels, known_labels
+from sparsify.training.parallel import own_units, shard
 
 from .training_helpers import CLASSES, POLICY, Tiny, assert_same, curve, images, run, sparse_tiny, tiny
 
@@ -87,6 +89,36 @@ def test_labels_that_a_model_drops_by_itself_are_not_distilled(tmp_path: Path) -
     assert [record["distill_output"] for record in result.history] == [0, 0, 0], "both models see the same labels"
 
 
+DROPS = {
+    "none": lambda m, y, table: m.y_embedder(y),
+    "features": lambda m, y, table: F.dropout(m.y_embedder(y), 0.1),
+    "noise on the table": lambda m, y, table: F.embedding(y, table + torch.randn_like(table)),
+    "index": lambda m, y, table: m.y_embedder(torch.where(torch.rand(len(y)) < 0.1, CLASSES, y)),
+    "row of the table": lambda m, y, table: table[torch.where(torch.bernoulli(torch.full((len(y),), 0.1)).bool(), CLASSES, y)],
+    "one-hot": lambda m, y, table: F.one_hot(y.masked_fill(torch.rand(len(y)) < 0.1, CLASSES), CLASSES + 1).float() @ table,
+    "embedding": lambda m, y, table: torch.where(torch.rand(len(y), 1) < 0.1, table[CLASSES], m.y_embedder(y)),
+    "by a mask": lambda m, y, table: (m.y_embedder(y)[:, None] * (torch.rand(len(y), 1, 1) < 0.9)).squeeze(1),
+}
+
+
+@pytest.mark.parametrize("how", DROPS)
+def test_labels_that_a_model_drops_are_seen_however_it_does_it(how: str) -> None:
+    class Dropping(Tiny):
+        def conditioning(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return super().conditioning(t, y * 0) + DROPS[how](self, y, self.y_embedder.weight)
+
+    example = (torch.zeros(4, 1, 8, 8), torch.full((4,), 500), torch.zeros(4).long())
+    program = sparsify(Dropping(dropout=0.1).train(), POLICY, example).program
+    assert drops_labels(program, "y") == (how not in ("none", "features", "noise on the table"))
+
+
+def test_a_number_for_each_row_need_not_be_a_label(tmp_path: Path) -> None:
+    unlabelled = Images(images().pixels)
+    with pytest.raises(InputError, match=r"If y is something else, pass inputs=\{'labels': None\} \(--labels none\)"):
+        run(tmp_path, 1, data=unlabelled, label_dropout=0.0)
+    assert run(tmp_path, 1, data=unlabelled, label_dropout=0.0, inputs={"labels": None}).step == 1
+
+
 def test_weights_in_other_dtypes_train(tmp_path: Path) -> None:
     result = run(tmp_path, 1, Policy.dense(), tiny().double(), example_inputs=(torch.zeros(1, 1, 8, 8).double(), *ids()))
     assert result.model.state_dict()["head.weight"].dtype == torch.float64
@@ -135,7 +167,7 @@ def test_predictions_are_found_in_what_models_return() -> None:
         prediction({"sample": torch.ones(2)})
 
 
-def test_weights_that_are_read_outside_of_their_block_are_not_sharded() -> None:
+def test_blocks_whose_weights_are_read_outside_of_them_are_no_units_of_their_own() -> None:
     class Shared(Tiny):
         """All blocks have one modulation, which a saving takes out of them."""
 
@@ -146,8 +178,14 @@ def test_weights_that_are_read_outside_of_their_block_are_not_sharded() -> None:
 
     example = (torch.zeros(2, 1, 8, 8), torch.full((2,), 500), torch.zeros(2).long())
     sparse = sparsify(Shared(), POLICY, example)
-    assert read_outside(sparse.program) and "modulation" in read_outside(sparse.program)[0]
-    with pytest.raises(
-        TrainingError, match=r"modulation.1.\w+ is read outside of its block; sparsify with savings that leave out"
-    ):
+    with pytest.raises(TrainingError, match=r"weights of every block, such as .*modulation.1.\w+, are read outside of it"):
         shard(sparse, sparse.program, CPU)
+
+    class Peeks(Tiny):
+        """The head reads a block's weights, as in diffusers' DiT."""
+
+        def finish(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            return super().finish(x, c + self.blocks[1].modulation[1].bias[:24])
+
+    sparse = sparsify(Peeks().train(), POLICY, example, savings=["narrow-linear", "share"])
+    assert own_units(sparse, sparse.program) == {f"blocks.{i}" for i in (0, 2, 3)}

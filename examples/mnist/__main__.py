@@ -46,10 +46,10 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     settings = Settings.read(options.settings)
     experiment = Experiment(settings, options.out)
-    if options.published:
-        fetch(experiment)
     try:
         settings.claim(options.out)
+        if options.published:
+            fetch(experiment)
     except ValueError as error:
         parser.error(str(error))
     if "train" in options.stages:

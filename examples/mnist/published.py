@@ -27,8 +27,14 @@ def publish(experiment: Experiment) -> None:
 
 
 def fetch(experiment: Experiment) -> None:
-    """Copy what is committed into the experiment's folder, so that it goes on from there; nothing there is overwritten."""
-    for name in ("settings.json", *TABLES):
+    """Copy what is committed into the experiment's folder, so that it goes on from there; nothing there is overwritten.
+
+    Raises:
+        ValueError: it was made with other settings.
+    """
+    if (made_with := FOLDER / "settings.json").exists():
+        experiment.settings.check_like(made_with)
+    for name in TABLES:
         _copy(FOLDER / name, experiment.out / name, keep=True)
     for name in WEIGHTS:
         _copy(weights_of(name), experiment.weights(name) or experiment.dense, keep=True)

@@ -69,6 +69,16 @@ class Settings:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(self.text, indent=1) + "\n")
+        self.check_like(file)
+
+    def check_like(self, file: Path) -> None:
+        """Check that what was made with the settings of a file is what these make; seeds may be others.
+
+        Raises:
+            ValueError: it is not.
+        """
         before = json.loads(file.read_text())
         if other := [name for name, value in before.items() if name != "seeds" and value != self.text.get(name)]:
-            raise ValueError(f"{out} was begun with another {other[0]} ({file}); give another --out, or those settings.")
+            raise ValueError(
+                f"what lies in {file.parent} was made with another {other[0]} ({file}); give another --out, or those settings."
+            )

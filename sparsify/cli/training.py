@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 from collections.abc import Iterable
@@ -61,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--savings", type=some_savings, metavar="NAMES", help="exact savings: all, none, or names")
     parser.add_argument("--grid", metavar="HxW", type=a_grid, help="the token grid, where it cannot be read off the graph")
     parser.add_argument("--timestep", metavar="NAME", help="the input that carries the timestep, where it cannot be told")
+    parser.add_argument(
+        "--labels", metavar="NAME", help="the input that takes the labels, where it cannot be told; none if none does"
+    )
+    parser.add_argument(
+        "--teacher", type=Path, metavar="FILE", help="safetensors of the dense model to distil (default: as it starts)"
+    )
     parser.add_argument("--device", choices=("cpu",), help="use no accelerator although there is one")
     parser.add_argument("--json", action="store_true", help="print JSON at the end, and no progress")
 
@@ -80,10 +87,11 @@ def train_model(arguments: argparse.Namespace) -> None:
             config,
             arguments.out,
             example_inputs=inputs,
-            inputs={"timestep": arguments.timestep} if arguments.timestep else None,
+            inputs=_inputs(arguments),
             grid=arguments.grid,
             savings=arguments.savings,
             init=arguments.init,
+            teacher=None if arguments.teacher is None else _teacher(model, arguments.teacher),
             resume=arguments.resume,
             device=arguments.device,
             quiet=arguments.json,
@@ -92,6 +100,24 @@ def train_model(arguments: argparse.Namespace) -> None:
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _inputs(arguments: argparse.Namespace) -> dict[str, str | None]:
+    named = {"timestep": arguments.timestep, "labels": arguments.labels}
+    return {role: None if (role, name) == ("labels", "none") else name for role, name in named.items() if name is not None}
+
+
+def _teacher(model: torch.nn.Module, path: Path) -> torch.nn.Module:
+    """A copy of the model with other weights."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    dense = copy.deepcopy(model)
+    try:
+        dense.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise InputError(f"--teacher {path}: {error}") from error
+    return dense
 
 
 def _fields(arguments: argparse.Namespace, known: Iterable[str]) -> dict[str, Any]:

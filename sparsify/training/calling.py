@@ -16,6 +16,7 @@ from ..errors import InputError, TrainingError
 from ..program import Program
 from ..timestep import find_timestep
 from .data import Images
+from .labels import is_whole
 
 # For models whose example inputs are left out: what the usual names of their arguments stand for.
 _NAMES = {
@@ -34,27 +35,29 @@ class Roles:
     labels: str | None
 
     @classmethod
-    def of(cls, program: Program, inputs: Sequence[Leaf], shape: Sequence[int], given: Mapping[str, str]) -> Roles:
+    def of(cls, program: Program, inputs: Sequence[Leaf], shape: Sequence[int], given: Mapping[str, str | None]) -> Roles:
         """Find the roles in a captured call.
 
         Args:
             program: the captured model.
             inputs: the flat inputs of the call it was captured with.
             shape: of one image.
-            given: roles that are known, by ``images``, ``timestep`` or ``labels``.
+            given: roles that are known, by ``images``, ``timestep`` or ``labels``; labels may be None, where no input takes them.
 
         Raises:
             InputError: an input that is given does not exist, or which input has a role is not clear.
         """
         named = _named(program, inputs)
-        if wrong := [name for name in given.values() if name not in named]:
+        if wrong := [name for role, name in given.items() if name not in named and (role, name) != ("labels", None)]:
             raise InputError(f"the model has no input {wrong[0]!r}; its inputs are {list(named)}.")
         images = given.get("images") or _one("images", _fitting(named, shape))
         timestep = given.get("timestep") or program.timestep or _timestep(program)
         rows = _tensors(named)[images].shape[:1]
-        whole = [name for name, x in _tensors(named).items() if not x.is_floating_point() and x.shape == rows]
+        if "labels" in given:
+            return cls(images, timestep, given["labels"])
+        whole = [name for name, x in _tensors(named).items() if is_whole(x) and x.shape == rows]
         labels = [name for name in whole if name != timestep]
-        return cls(images, timestep, given.get("labels") or (_one("labels", labels) if labels else None))
+        return cls(images, timestep, _one("labels", labels) if labels else None)
 
 
 class Caller:
@@ -151,6 +154,8 @@ def guessed(model: nn.Module, images: Images) -> dict[str, Any]:
     example: dict[str, Any] = {}
     for name, parameter in inspect.signature(model.forward).parameters.items():
         role = next((role for role, names in _NAMES.items() if name in names), None)
+        if role == "labels" and images.labels is None and parameter.default is not parameter.empty:
+            continue
         if role is not None:
             example[name] = values[role]()
         elif parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

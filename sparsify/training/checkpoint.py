@@ -7,6 +7,7 @@ What a killed run left half-written has such another name and is removed when th
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from .state import write_state
 
 STATE = "state"
 _NAME = re.compile(r"step-(\d{8,})")
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems without locks
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.(partial|old)")
 
 
@@ -55,10 +57,9 @@ def held(root: Path, group: Group) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             problem = f"another run is writing to {root}; wait until it ends, or give another folder."
-        except NotImplementedError:  # a file system without locks: there nobody can know
-            pass
         except OSError as error:
-            problem = f"nothing can be written to {root}: {error}"
+            if error.errno not in _NO_LOCKS:  # there nobody can know
+                problem = f"nothing can be written to {root}: {error}"
     group.agree(problem)
     try:
         yield

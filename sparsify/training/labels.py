@@ -19,20 +19,37 @@ def known_labels(program: Program, name: str) -> int | None:
 
 
 def drops_labels(program: Program, name: str) -> bool:
-    """Whether the labels that reach a table depend on random numbers: the captured mode drops some of them."""
-    return any(_depends_on_chance(lookup) for lookup in _lookups(program, name))
+    """Whether the captured mode drops some labels at random: a number that is drawn for each row meets what comes of the labels.
 
-
-def _depends_on_chance(node: fx.Node) -> bool:
-    pending, seen = [node], {node}
-    while pending:
-        at = pending.pop()
-        if is_random(at):
-            return True
-        fresh = [x for x in at.all_input_nodes if x not in seen]
-        seen.update(fresh)
-        pending += fresh
+    It does before there are tokens; a path of a block that is dropped for some rows is another thing. What a model that runs in place
+    does outside of its blocks is not seen.
+    """
+    graphs = [(graph, {name}) for graph in (program.graph, *program.prompts.values())]
+    seen: set[tuple[int, frozenset[str]]] = set()
+    while graphs:
+        graph, given = graphs.pop()
+        if (key := (id(graph), frozenset(given))) in seen:
+            continue
+        seen.add(key)
+        of_labels, drawn = set[fx.Node](), set[fx.Node]()
+        for node in graph.nodes:
+            if (node.op == "placeholder" and node.name in given) or not of_labels.isdisjoint(node.all_input_nodes):
+                of_labels.add(node)
+            if (is_random(node) and _has_no_tokens(node, 1)) or not drawn.isdisjoint(node.all_input_nodes):
+                drawn.add(node)
+            if node in of_labels and node in drawn and _has_no_tokens(node, 2):
+                return True
+            if "body" in node.meta and node in of_labels:
+                body = program.body_of(node)
+                inner = {x.name for x, arg in zip(body.placeholders, node.args, strict=True) if arg in of_labels}
+                graphs.append((body.graph, inner))
     return False
+
+
+def _has_no_tokens(node: fx.Node, axes: int) -> bool:
+    """Whether a value has at most this many axes, the rows among them, beside those of one element."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and len([size for size in value.shape[1:] if size != 1]) < axes
 
 
 def _lookups(program: Program, name: str) -> Iterator[fx.Node]:
@@ -50,7 +67,7 @@ def _labels(program: Program, name: str) -> Iterator[fx.Node]:
         node = pending.pop()
         yield node
         for user in node.users:
-            reached = [user] if _is_whole(user) else []
+            reached = [user] if is_whole(user.meta.get("val")) else []
             if "body" in user.meta:
                 inner = program.body_of(user).placeholders
                 reached = [placeholder for placeholder, given in zip(inner, user.args, strict=True) if given is node]
@@ -58,6 +75,6 @@ def _labels(program: Program, name: str) -> Iterator[fx.Node]:
             seen.update(reached)
 
 
-def _is_whole(node: fx.Node) -> bool:
-    value = node.meta.get("val")
+def is_whole(value: object) -> bool:
+    """Whether it is a tensor of whole numbers."""
     return isinstance(value, torch.Tensor) and not value.is_floating_point() and value.dtype != torch.bool

@@ -119,8 +119,11 @@ class Group:
 def shard(sparse: SparseModel, program: Program, device: torch.device) -> None:
     """Spread the weights over the processes (FSDP2), each block a unit of its own, and the rest another.
 
+    A block whose weights are also read outside of it (the head of diffusers' DiT reads its first block's embedding) goes with the
+    rest, which is whole from the beginning of a step to its end.
+
     Raises:
-        TrainingError: weights of a block are read outside of it, or the model runs in place.
+        TrainingError: weights of all blocks are read outside of them, or the model runs in place.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -130,24 +133,37 @@ def shard(sparse: SparseModel, program: Program, device: torch.device) -> None:
             f"TrainConfig.parallel is 'fsdp2', but this model runs in place ({program.way}): its own code reads weights, and would "
             f"find them in shards. Use 'ddp'."
         )
-    if outside := read_outside(program):
-        raise TrainingError(
-            f"TrainConfig.parallel is 'fsdp2', but {outside[0]} is read outside of its block; sparsify with savings that leave out "
-            f"'once-for-blocks' and 'prompt-once'."
-        )
+    units = own_units(sparse, program)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for module in sparse.modules():
-        if isinstance(module, Block):
+    for path, module in list(sparse.named_modules()):
+        if isinstance(module, Block) and path in units:
             fully_shard(module, mesh=mesh)
     fully_shard(sparse, mesh=mesh)
 
 
-def read_outside(program: Program) -> list[str]:
-    """Weights of blocks that the graph around the blocks reads."""
-    paths = tuple(f"{node.target}." for node in program.all_block_nodes)
+def own_units(sparse: SparseModel, program: Program) -> set[str]:
+    """The blocks whose weights nobody reads but they.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    blocks = {str(node.target) for node in program.all_block_nodes}
     graphs = (program.graph, *program.prompts.values())
-    names = {str(node.target) for graph in graphs for node in graph.find_nodes(op="get_attr")}
-    return sorted(name for name in names if name.startswith(paths))
+    outside = {str(node.target) for graph in graphs for node in graph.find_nodes(op="get_attr")}
+    readers: dict[int, set[str]] = {}  # of each weight, by blocks, or the name it is read under elsewhere
+    names: dict[int, str] = {}
+    for name, parameter in sparse.named_parameters(remove_duplicate=False):
+        block = next((path for path in blocks if name.startswith(f"{path}.")), name)
+        readers.setdefault(id(parameter), set()).update({block} | ({name} if name in outside else set()))
+        names.setdefault(id(parameter), name)
+    shared = {number: who for number, who in readers.items() if len(who) > 1}
+    units = blocks - set().union(*shared.values())
+    if blocks and not units:
+        raise TrainingError(
+            f"TrainConfig.parallel is 'fsdp2', but weights of every block, such as {names[next(iter(shared))]}, are read outside of it; "
+            f"sparsify with savings that leave out 'once-for-blocks' and 'prompt-once', or use 'ddp'."
+        )
+    return units
 
 
 def whole(tensors: Mapping[str, torch.Tensor], is_main: bool) -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ class Options:
     """What a caller may say about the model where it cannot be told; see :func:`~sparsify.training.train`."""
 
     example_inputs: Any = None
-    inputs: Mapping[str, str] | None = None
+    inputs: Mapping[str, str | None] | None = None
     grid: tuple[int, ...] | None = None
     savings: bool | Collection[str] | None = None
 
@@ -249,7 +249,8 @@ def _check_labels(program: Program, roles: Roles, images: Images, config: TrainC
     if images.labels is None:
         raise InputError(
             f"the model takes labels ({roles.labels}), but the data have none, and all images would be trained as one class. Give "
-            f"labels with them, in a .npz or .safetensors file for example; to train one class alone, give each image its label."
+            f"labels with them, in a .npz or .safetensors file for example. If {roles.labels} is something else, pass inputs={{'labels': None}} "
+            f"(--labels none)."
         )
     if config.distills and drops_labels(program, roles.labels):
         raise InputError(

@@ -12,7 +12,6 @@ from ..errors import InputError
 from .data import Images, images_of
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_DEEP = ("I", "F")  # Pillow's modes of 16 and 32 bits
 _PIXELS = ("images", "latents", "pixels", "x", "arr_0")
 _LABELS = ("labels", "label", "classes", "y", "arr_1")
 
@@ -111,6 +110,11 @@ def _folder(path: Path) -> Images:
     return Images(_decoded(files), labels)
 
 
+def _is_deep(picture: Any) -> bool:
+    """Whether a picture has more than 8 bits: by its mode, or, where Pillow has none for it, by how it is stored."""
+    return picture.mode.startswith(("I", "F")) or any(";16" in str(tile[-1]) for tile in getattr(picture, "tile", ()))
+
+
 def _decoded(files: Sequence[Path]) -> torch.Tensor:
     """(N, 1 or 3, H, W) in uint8; one channel where all pictures are grey."""
     import numpy
@@ -120,22 +124,22 @@ def _decoded(files: Sequence[Path]) -> torch.Tensor:
     for file in files:  # headers alone, so that what does not fit is found before minutes of decoding
         try:
             with Image.open(file) as picture:
-                kinds.append((picture.size, picture.mode))
+                kinds.append((picture.size, picture.mode, _is_deep(picture)))
         except Exception as error:  # Pillow has errors of many kinds for damaged files, and for too large pictures
             raise InputError(f"{file} is no picture that can be read: {error}") from error
     width, height = kinds[0][0]
-    for file, (size, mode) in zip(files, kinds, strict=True):
-        if mode.startswith(_DEEP):
+    for file, (size, _, is_deep) in zip(files, kinds, strict=True):
+        if is_deep:
             raise InputError(
-                f"{file} has more than 8 bits a channel (mode {mode}), which would be cut off. Convert it, or give the images as an array "
-                f"of floating-point numbers."
+                f"{file} has more than 8 bits a channel, which would be cut off. Convert it, or give the images as an array of "
+                f"floating-point numbers."
             )
         if size != kinds[0][0]:
             raise InputError(
                 f"{file} is {size[0]}x{size[1]} but {files[0]} is {width}x{height}; all pictures must have one size. "
                 f"Crop and scale them first."
             )
-    mode = "L" if all(mode in ("L", "1") for _, mode in kinds) else "RGB"
+    mode = "L" if all(mode in ("L", "1") for _, mode, _ in kinds) else "RGB"
     pixels = torch.empty(len(files), 1 if mode == "L" else 3, height, width, dtype=torch.uint8)
     for number, file in enumerate(files):
         try:

@@ -71,7 +71,7 @@ def train(
     out: str | Path,
     *,
     example_inputs: Any = None,
-    inputs: Mapping[str, str] | None = None,
+    inputs: Mapping[str, str | None] | None = None,
     grid: tuple[int, ...] | None = None,
     savings: bool | Collection[str] | None = None,
     init: str | Path | None = None,
@@ -95,7 +95,8 @@ def train(
         out: folder for checkpoints, ``metrics.jsonl`` and the tracker's files.
         example_inputs: inputs of one call, as for ``sparsify``. What is not images, timestep or labels keeps its first row in all
             calls. May be left out where the model's arguments have usual names.
-        inputs: the names of the inputs that take ``images``, ``timestep`` and ``labels``, where they cannot be told.
+        inputs: the names of the inputs that take ``images``, ``timestep`` and ``labels``, where they cannot be told; None for labels
+            where no input takes them.
         grid: the token grid, as for ``sparsify``.
         savings: as for ``sparsify``; those that gain something in training if left out.
         init: safetensors to start from, of the dense model or the sparse one; a run that goes on reads them for its teacher alone.
@@ -117,12 +118,13 @@ def train(
     folder, images = Path(out), load_images(data)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out {folder} is a file; it must be a folder, or not be there yet.")
-    goes_on = resume and checkpoint.latest(folder) is not None
-    copies = config.distills and teacher is None  # the teacher is the model as it was at the start
-    begin = None if init is None or (goes_on and not copies) else Path(init)
     group = Group(config, folder, device)
     options = Options(example_inputs, inputs, grid, savings)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(checkpoint.held(folder, group))
+        goes_on = resume and checkpoint.latest(folder) is not None
+        copies = config.distills and teacher is None  # the teacher is the model as it was at the start
+        begin = None if init is None or (goes_on and not copies) else Path(init)
         devices = [group.device] if group.device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=devices))  # the caller's random numbers stay as they are
         setup = prepared(model, policy, images, config, group, options, begin)
@@ -130,7 +132,6 @@ def train(
         stack.enter_context(only_read_parameters(setup))
         pupil = stack.enter_context(Teacher.of(setup, config, teacher, group.device)) if config.distills else None
         about = _about(setup, config, images.fingerprint(), pupil)
-        stack.enter_context(checkpoint.held(folder, group))
         run = _Run(setup, config, group, folder, about)
         start = run.resumed() if resume else run.started_anew()
         shapes = config.compile_shapes if config.compile else None
@@ -214,14 +215,16 @@ class _Run:
         Raises:
             TrainingError: a weight is no finite number; nothing is written then.
         """
-        bad = [name for name, weight in self._trained.items() if not local(weight.detach()).isfinite().all()]
+        state = self._state()
+        bad = [name for name, tensor in state.items() if not local(tensor.detach()).isfinite().all()]
         if self._group.mean(torch.tensor(float(bool(bad)), device=self._group.device)) > 0:
-            name = bad[0] if bad else "a weight in another process"
-            raise TrainingError(f"{name} holds NaN or infinity after step {step}, which is not saved. {ADVICE}")
+            raise TrainingError(
+                f"{bad[0] if bad else 'a shard of another process'} holds NaN or infinity after step {step}, which is not saved. {ADVICE}"
+            )
         model = self._setup.sparse.state_dict()
         averaged = {name: self.ema.values.get(name, tensor) for name, tensor in model.items()}
         weights = {"model": model, "ema": averaged}
-        return checkpoint.save(self._folder, step, self._about, self._state(), weights, self._group, keep=self._config.keep)
+        return checkpoint.save(self._folder, step, self._about, state, weights, self._group, keep=self._config.keep)
 
     def _state(self) -> dict[str, torch.Tensor]:
         return flat_state(self._setup.tensors(), self.ema.values, self.optimizer, self._trained)
