@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy
 import pytest
+from safetensors.torch import save_file
 
 from sparsify.cli.main import main
 from sparsify.training import read_metrics
+from sparsify.training.distill import weights_digest
 
 from .training_helpers import POLICY, images, tiny
 
@@ -60,6 +62,8 @@ def test_a_run_and_its_resumption(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--steps", "2", "--config", "none.json"], "--config none.json"),
         (["--steps", "2", "--data", "none"], "data 'none' is neither 'mnist', nor a folder, nor a file"),
         (["--steps", "2", "--kwargs", '{"depth": 5}'], "Policy covers 4 blocks"),
+        (["--steps", "2", "--teacher", "none.safetensors", "--set", "distill_output=1"], "--teacher none.safetensors: "),
+        (["--steps", "2", "--labels", "z"], "the model has no input 'z'"),
         (["--steps", "2", "--timestep", "z"], "the model has no input 'z'|timestep='z' is no tensor input"),
     ],
 )
@@ -68,6 +72,14 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("sparsify train: ")
     assert any(text in line for text in message.split("|"))
+
+
+def test_the_teacher_is_the_one_that_is_named(tmp_path: Path) -> None:
+    dense = tmp_path / "dense.safetensors"
+    save_file(tiny(seed=3).state_dict(), dense)
+    assert train(tmp_path, "--steps", "1", "--set", "distill_output=1", "--teacher", str(dense)) == 0
+    manifest = json.loads((tmp_path / "out" / "step-00000001" / "manifest.json").read_text())
+    assert manifest["teacher"] == weights_digest(tiny(seed=3)) != weights_digest(tiny())
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
