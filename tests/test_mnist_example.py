@@ -145,6 +145,18 @@ def test_results_of_other_settings_are_not_taken_for_these(tmp_path: Path, capsy
         assert [x.name for x in (tmp_path / "fresh").iterdir()] == ["settings.json"], "nothing was mixed in"
 
 
+@pytest.mark.parametrize(("text", "message"), [(None, "No such file"), ("{", "is not JSON"), ("{}", "lacks model")])
+def test_settings_that_cannot_be_read_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, message: str
+) -> None:
+    file = tmp_path / "mine.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit):
+        main(["--settings", str(file), "--out", str(tmp_path)])
+    assert "mine.json" in (shown := capsys.readouterr().err) and message in shown
+
+
 @pytest.mark.slow
 def test_all_stages_in_small_and_a_second_run_does_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = json.loads((FOLDER / "settings.json").read_text())

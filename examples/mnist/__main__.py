@@ -44,13 +44,13 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--published", action="store_true", help="begin with the committed weights and scores")
     options = parser.parse_args(words)
-    settings = Settings.read(options.settings)
-    experiment = Experiment(settings, options.out)
     try:
+        settings = Settings.read(options.settings)
         settings.claim(options.out)
+        experiment = Experiment(settings, options.out)
         if options.published:
             fetch(experiment)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     if "train" in options.stages:
         experiment.train()

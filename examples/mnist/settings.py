@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ class Settings:
     @classmethod
     def read(cls, path: Path = FOLDER / "settings.json") -> Settings:
         """From JSON; what fine-tuning does not name it has from the dense training."""
-        data = json.loads(path.read_text())
+        data = _read(path)
+        if missing := [f.name for f in fields(cls) if f.name not in data and f.name != "text"]:
+            raise ValueError(f"{path} lacks {missing[0]}; see {FOLDER / 'settings.json'}.")
         dense = data["dense"]
         made = cls(
             data["model"],
@@ -77,8 +79,16 @@ class Settings:
         Raises:
             ValueError: it is not.
         """
-        before = json.loads(file.read_text())
+        before = _read(file)
         if other := [name for name, value in before.items() if name != "seeds" and value != self.text.get(name)]:
             raise ValueError(
                 f"what lies in {file.parent} was made with another {other[0]} ({file}); give another --out, or those settings."
             )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    return found
