@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,14 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match=r"nothing can be written to .*file/below"):
         run(tmp_path / "file" / "below", 1)
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert run(tmp_path, 1).step == 1
 
 
 def test_other_errors_of_the_call(tmp_path: Path) -> None:
