@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from .test_training_cli import MODEL, train
-from .training_helpers import CLASSES, POLICY, curve
+from .training_helpers import POLICY, curve, tiny_of_diffusers
 
 ROOT = Path(__file__).parents[1]
 STEPS = ("--steps", "3", "--set", "gradient_clip=1.0", "--log-every", "1")
@@ -23,21 +23,8 @@ LAUNCHERS = {
 
 
 def diffusers() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """A DiT whose head reads weights of its first block."""
-    from diffusers import DiTTransformer2DModel
-
-    sizes = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "num_layers": 4,
-        "sample_size": 8,
-        "num_embeds_ada_norm": CLASSES,
-    }
-    model = DiTTransformer2DModel(in_channels=1, out_channels=2, **sizes)
-    for block in model.transformer_blocks:
-        block.norm1.emb.class_embedder.dropout_prob = 0
     whole = torch.zeros(1, dtype=torch.long)
-    return model, {"hidden_states": torch.zeros(1, 1, 8, 8), "timestep": whole + 500, "class_labels": whole}
+    return tiny_of_diffusers(), {"hidden_states": torch.zeros(1, 1, 8, 8), "timestep": whole + 500, "class_labels": whole}
 
 
 @pytest.mark.slow

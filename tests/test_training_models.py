@@ -16,7 +16,7 @@ from sparsify.training.calling import Roles, example_for, guessed, prediction
 from sparsify.training.labels import drops_labels, known_labels
 from sparsify.training.parallel import own_units, shard
 
-from .training_helpers import CLASSES, POLICY, Tiny, assert_same, curve, images, run, sparse_tiny, tiny
+from .training_helpers import CLASSES, POLICY, Tiny, assert_same, curve, images, run, sparse_tiny, tiny, tiny_of_diffusers
 
 CPU = torch.device("cpu")
 
@@ -50,16 +50,7 @@ def test_models_that_run_in_place_train_like_others(tmp_path: Path) -> None:
 
 def test_models_of_diffusers_train_and_their_own_random_numbers_repeat(tmp_path: Path) -> None:
     """They return objects, take names of their own, and drop labels in training mode."""
-    from diffusers import DiTTransformer2DModel
-
-    sizes = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "num_layers": 4,
-        "sample_size": 8,
-        "num_embeds_ada_norm": CLASSES,
-    }
-    model = DiTTransformer2DModel(in_channels=1, out_channels=2, **sizes).train()
+    model = tiny_of_diffusers(drops_labels=True).train()
     sparse = sparsify(model, POLICY, example_for(model, images(), None, 4, CPU))
     for name, steps in (("once", (2,)), ("twice", (1, 2))):
         for until in steps:
@@ -69,17 +60,7 @@ def test_models_of_diffusers_train_and_their_own_random_numbers_repeat(tmp_path:
 
 def test_labels_that_a_model_drops_by_itself_are_not_distilled(tmp_path: Path) -> None:
     """The teacher would answer for the label, and teach what is asked without one to draw it."""
-    from diffusers import DiTTransformer2DModel
-
-    torch.manual_seed(0)
-    sizes = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "num_layers": 4,
-        "sample_size": 8,
-        "num_embeds_ada_norm": CLASSES,
-    }
-    model = DiTTransformer2DModel(in_channels=1, out_channels=2, **sizes)
+    model = tiny_of_diffusers(drops_labels=True)
     options = {"distill_output": 1.0, "learning_rate": 1e-12}
     with pytest.raises(InputError, match=r"the model drops labels by itself .* class_embedder.dropout_prob = 0\)"):
         run(tmp_path, 1, Policy.dense(), model, **options)

@@ -35,6 +35,23 @@ def tiny(seed: int = 0, **options: Any) -> Tiny:
     return model
 
 
+def tiny_of_diffusers(drops_labels: bool = False) -> nn.Module:
+    """A DiT of diffusers, for the same images and labels; its head reads weights of its first block."""
+    from diffusers import DiTTransformer2DModel
+
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 4,
+        "sample_size": 8,
+        "num_embeds_ada_norm": CLASSES,
+    }
+    model = DiTTransformer2DModel(in_channels=1, out_channels=2, **sizes)
+    for block in model.transformer_blocks:
+        block.norm1.emb.class_embedder.dropout_prob = 0.1 if drops_labels else 0
+    return model
+
+
 def sparse_tiny(policy: Policy = POLICY, seed: int = 0, **options: Any) -> SparseModel:
     """What ``train`` makes of :func:`tiny`; captured once for all tests, because that takes longer than they do."""
     sparse = copy.deepcopy(_captured(policy, **options))
