@@ -22,6 +22,7 @@ class _Watched(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, observer: Observer) -> None:
         super().__init__(module, garbage_collect_values=False)
         self._observer = observer
+        self.extra_traceback = False  # messages of errors are the observer's, for users to read
 
     def run_node(self, n: fx.Node) -> Any:
         self._observer(n, self.env)
