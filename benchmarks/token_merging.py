@@ -67,9 +67,11 @@ def _rows(index: torch.Tensor, count: int) -> torch.Tensor:
 
 def cells(grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of the tokens that may vanish, and of the first token of every 2x2 cell."""
-    first = torch.zeros(grid, dtype=torch.bool, device="cpu")  # under a meta device too, for its indices are values
-    first[::2, ::2] = True
-    return (~first).flatten().nonzero()[:, 0], first.flatten().nonzero()[:, 0]
+    height, width = grid
+    tokens = range(height * width)  # plain numbers: their values are known under a meta device and to the compiler
+    is_first = [i // width % 2 == 0 and i % width % 2 == 0 for i in tokens]
+    gone, first = ([i for i in tokens if is_first[i] == wanted] for wanted in (False, True))
+    return torch.tensor(gone, device="cpu"), torch.tensor(first, device="cpu")
 
 
 class MergingBlock(nn.Module):
