@@ -201,6 +201,11 @@ class Program:
         return list(self.graph.find_nodes(op="placeholder"))
 
     @property
+    def outer_graphs(self) -> tuple[fx.Graph, ...]:
+        """The graph around the blocks, and those of the prompt's part."""
+        return (self.graph, *self.prompts.values())
+
+    @property
     def fake_mode(self) -> FakeTensorMode:
         """The mode under which the outer graph's shapes are computed."""
         mode: FakeTensorMode = self.placeholders[0].meta["val"].fake_mode

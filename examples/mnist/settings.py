@@ -26,7 +26,7 @@ class Settings:
         calibration: images that restore layers are fitted on, in batches of 64 with a timestep each.
         samples: images drawn from each model and seed.
         seeds: of the noise that they are drawn from.
-        text: all of it as it was read.
+        raw: all of it as it was read.
     """
 
     model: dict[str, Any]
@@ -37,13 +37,13 @@ class Settings:
     calibration: int
     samples: int
     seeds: tuple[int, ...]
-    text: dict[str, Any]
+    raw: dict[str, Any]
 
     @classmethod
     def read(cls, path: Path = FOLDER / "settings.json") -> Settings:
         """From JSON; what fine-tuning does not name it has from the dense training."""
         data = _read(path)
-        if missing := [f.name for f in fields(cls) if f.name not in data and f.name != "text"]:
+        if missing := [f.name for f in fields(cls) if f.name not in data and f.name != "raw"]:
             raise ValueError(f"{path} lacks {missing[0]}; see {FOLDER / 'settings.json'}.")
         dense = data["dense"]
         made = cls(
@@ -70,7 +70,7 @@ class Settings:
         file = out / "settings.json"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(self.text, indent=1) + "\n")
+            file.write_text(json.dumps(self.raw, indent=1) + "\n")
         self.check_like(file)
 
     def check_like(self, file: Path) -> None:
@@ -80,7 +80,7 @@ class Settings:
             ValueError: it is not.
         """
         before = _read(file)
-        if other := [name for name, value in before.items() if name != "seeds" and value != self.text.get(name)]:
+        if other := [name for name, value in before.items() if name != "seeds" and value != self.raw.get(name)]:
             raise ValueError(
                 f"what lies in {file.parent} was made with another {other[0]} ({file}); give another --out, or those settings."
             )

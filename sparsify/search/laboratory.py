@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-import torch
-
 from ..density import Density
 from ..ends import Grid
 from ..errors import InputError, RewriteError
@@ -91,7 +89,7 @@ class Laboratory:
         if self._calibrate and sparse.program.restores:
             try:
                 sparse.calibrate(self._batches.calls)
-            except (InputError, torch.linalg.LinAlgError) as error:
+            except InputError as error:
                 return math.inf, f"its restore layers cannot be calibrated: {error}"
         found = self._batches.error(sparse)
         return found, "" if math.isfinite(found) else "its outputs are not finite"

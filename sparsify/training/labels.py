@@ -15,7 +15,14 @@ _EMBEDDING = torch.ops.aten.embedding.default
 
 def known_labels(program: Program, name: str) -> int | None:
     """The rows of the smallest table that the input of this name is looked up in; None if there is no such table."""
-    return min((int(lookup.args[0].meta["val"].shape[0]) for lookup in _lookups(program, name)), default=None)  # type: ignore[union-attr]
+    rows = [
+        int(weight.meta["val"].shape[0])
+        for graph in program.outer_graphs
+        for start in graph.find_nodes(op="placeholder")
+        if start.name == name
+        for weight in _tables(program, start)
+    ]
+    return min(rows, default=None)
 
 
 def drops_labels(program: Program, name: str) -> bool:
@@ -24,7 +31,7 @@ def drops_labels(program: Program, name: str) -> bool:
     It does before there are tokens; a path of a block that is dropped for some rows is another thing. What a model that runs in place
     does outside of its blocks is not seen.
     """
-    graphs = [(graph, {name}) for graph in (program.graph, *program.prompts.values())]
+    graphs = [(graph, {name}) for graph in program.outer_graphs]
     seen: set[tuple[int, frozenset[str]]] = set()
     while graphs:
         graph, given = graphs.pop()
@@ -47,26 +54,20 @@ def drops_labels(program: Program, name: str) -> bool:
 
 
 def _has_no_tokens(node: fx.Node, axes: int) -> bool:
-    """Whether a value has at most this many axes, the rows among them, beside those of one element."""
+    """Whether a value has at most this many axes, the rows' among them; those of one element do not count."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and len([size for size in value.shape[1:] if size != 1]) < axes
 
 
-def _lookups(program: Program, name: str) -> Iterator[fx.Node]:
-    """Where numbers that come from the input of this name choose rows of a table."""
-    for node in _labels(program, name):
-        yield from (user for user in node.users if user.target is _EMBEDDING and user.args[1] is node)
-
-
-def _labels(program: Program, name: str) -> Iterator[fx.Node]:
-    """The input of this name, and all whole numbers that come from it, inside of blocks too."""
-    graphs = (program.graph, *program.prompts.values())
-    pending = [start for graph in graphs for start in graph.find_nodes(op="placeholder") if start.name == name]
-    seen = set(pending)
+def _tables(program: Program, start: fx.Node) -> Iterator[fx.Node]:
+    """The tables that whole numbers which come from ``start`` are looked up in, inside of blocks too."""
+    pending, seen = [start], {start}
     while pending:
         node = pending.pop()
-        yield node
         for user in node.users:
+            if user.target is _EMBEDDING and user.args[1] is node:
+                yield user.args[0]  # type: ignore[misc]
+                continue
             reached = [user] if is_whole(user.meta.get("val")) else []
             if "body" in user.meta:
                 inner = program.body_of(user).placeholders

@@ -148,8 +148,7 @@ def own_units(sparse: SparseModel, program: Program) -> set[str]:
         TrainingError: there is none.
     """
     blocks = {str(node.target) for node in program.all_block_nodes}
-    graphs = (program.graph, *program.prompts.values())
-    outside = {str(node.target) for graph in graphs for node in graph.find_nodes(op="get_attr")}
+    outside = {str(node.target) for graph in program.outer_graphs for node in graph.find_nodes(op="get_attr")}
     readers: dict[int, set[str]] = {}  # of each weight, by blocks, or the name it is read under elsewhere
     names: dict[int, str] = {}
     for name, parameter in sparse.named_parameters(remove_duplicate=False):

@@ -115,8 +115,7 @@ def prepared(
 def read_parameters(sparse: SparseModel, program: Program) -> set[str]:
     """The parameters that the graphs read; those between the blocks are all taken for read where a model runs in place."""
     named = dict(sparse.named_parameters(remove_duplicate=False))
-    graphs = (program.graph, *program.prompts.values())
-    read = {str(node.target) for graph in graphs for node in graph.find_nodes(op="get_attr")}
+    read = {str(node.target) for graph in program.outer_graphs for node in graph.find_nodes(op="get_attr")}
     blocks = {str(node.target): program.body_of(node) for node in program.all_block_nodes}
     for path, body in blocks.items():
         read |= {f"{path}.{node.target}" for node in body.graph.find_nodes(op="get_attr")}
