@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsify import SparseModel, lower, sparsify
+from sparsify import Policy, SparseModel, lower, sparsify
 from sparsify.ends import Grid
 
 from .block_parts import reason_against
@@ -84,13 +84,24 @@ def dense(setup: Setup, compiled: bool) -> Iterable[Contender]:
     yield Contender("dense", _one(run, setup), setup.sparse.report().gflops_dense, compiled)
 
 
+def dense_by_ours(setup: Setup, compiled: bool) -> Iterable[Contender]:
+    """The dense model through our own lowering: what that gives without any sparsity."""
+    run: Callable[..., Any] = sparsify(setup.model, Policy.dense(), example_inputs=setup.inputs)
+    if compiled:
+        run = lower(run, "inductor", shapes="per_grid", scope="model")
+    yield Contender("dense by sparsify", _one(run, setup), setup.sparse.report().gflops_dense, compiled)
+
+
 def ours(setup: Setup, compiled: bool) -> Iterable[Contender]:
-    """What ``sparsify`` makes of it; compiled it is there with open and with static shapes."""
+    """What ``sparsify`` makes of it; compiled it is there by blocks with open and with static shapes, and as a whole."""
     runs: dict[str, Callable[..., Any]] = {"sparsify": setup.sparse}
     if compiled:
-        runs = {
-            f"sparsify, {shapes} shapes": lower(setup.sparse, "inductor", shapes=shapes) for shapes in ("dynamic", "per_grid")
+        ways = {
+            "dynamic shapes": {"shapes": "dynamic"},
+            "per_grid shapes": {"shapes": "per_grid"},
+            "whole model": {"shapes": "per_grid", "scope": "model"},
         }
+        runs = {f"sparsify, {name}": lower(setup.sparse, "inductor", **options) for name, options in ways.items()}
     for name, run in runs.items():
         yield Contender(name, _scheduled(run, setup, setup.sparse.fix), setup.sparse.report().gflops, compiled)
 
@@ -103,16 +114,23 @@ def without_savings(setup: Setup, compiled: bool) -> Iterable[Contender]:
 
 
 def by_hand(setup: Setup, compiled: bool, ones: bool = False) -> Iterable[Contender]:
-    """SparseDiT written by hand; with ``ones`` its poolingformer multiplies by a matrix of ones, as in the published code."""
+    """SparseDiT written by hand; with ``ones`` its poolingformer multiplies by a matrix of ones, as in the published code.
+
+    Compiled it is there block by block, and as a whole.
+    """
     name = "handwritten, matrix of ones" if ones else "handwritten"
     if reason := reason_against(setup.model):
         setup.skipped[name] = reason
         return
     policy = setup.case.policy
-    twin = handwritten(setup.model, policy, setup.grid, ones=ones, compiled=compiled)
     meta = handwritten(setup.meta[0], policy, setup.grid, ones=ones)
     gflops = sum(share * counted(fix_grid(meta, grid), **setup.meta[1]) for grid, share in setup.shares.items())
+    twin = handwritten(setup.model, policy, setup.grid, ones=ones, compiled=compiled)
     yield Contender(name, _scheduled(twin, setup, partial(fix_grid, twin)), gflops, compiled)
+    if compiled:
+        twin = handwritten(setup.model, policy, setup.grid, ones=ones)
+        whole = torch.compile(twin, dynamic=False)
+        yield Contender(f"{name}, whole model", _scheduled(whole, setup, partial(fix_grid, twin)), gflops, compiled)
 
 
 def token_merging(setup: Setup, compiled: bool) -> Iterable[Contender]:
@@ -146,6 +164,7 @@ def block_cache(setup: Setup, compiled: bool) -> Iterable[Contender]:
 
 WAYS: dict[str, Callable[[Setup, bool], Iterable[Contender]]] = {
     "dense": dense,
+    "ours-dense": dense_by_ours,
     "ours": ours,
     "ours-without-savings": without_savings,
     "handwritten": by_hand,

@@ -103,7 +103,7 @@ def run(options: argparse.Namespace, device: str = "cuda") -> dict[str, Any]:
         "dense tensorrt": lambda: built["dense"](**inputs),
     }
     shares = {density.grid: density.share for density in sparse.report().densities}
-    inductor = lower(sparse, "inductor", dynamic=False)
+    inductor = lower(sparse, "inductor", shapes="per_grid")
     for grid in shares:
         text = "x".join(map(str, grid))
         calls[f"sparse inductor {text}"] = _at(sparse, inductor, grid, low_inputs)

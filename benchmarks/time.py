@@ -15,8 +15,9 @@ a share of its time, "faster" its inverse, and "fewer GFLOPs" says how much fast
 Every call has the same inputs, as all steps of a sampling run have the same prompt: what ours computes once for each prompt is
 done in the warm-up and is neither in its seconds nor in its GFLOPs. The other ways compute it at every call.
 
-dense, token merging: torch.compile of the whole model with static shapes. ours: lower(sparse, "inductor") with dynamic and
-with static shapes. by hand: torch.compile of one block after the other with static shapes.
+dense, token merging: torch.compile of the whole model with static shapes. ours: lower(sparse, "inductor") of the blocks, with
+dynamic and with static shapes, and of the whole model (scope="model", static shapes). by hand: torch.compile of one block after the
+other and of the whole model, with static shapes. ours-dense: the dense model through our lowering, as a whole.
 """
 
 from __future__ import annotations

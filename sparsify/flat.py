@@ -36,45 +36,69 @@ def flat_module(program: Program, root: nn.Module, pooled: Grid | None = None) -
     Raises:
         LoweringError: the model runs in place, so that there is no graph of the whole.
     """
+    flat = Flattener(program)
+    for node in program.placeholders:
+        value = node.meta["val"]
+        is_tensor = isinstance(value, torch.Tensor)
+        flat.values[node] = flat.graph.placeholder(node.name) if is_tensor else program.hint(size_of(value))
+    if (density := program.density_node) is not None:
+        flat.values[density] = _pooled_sides(flat.graph, len(density.args) - 1) if pooled is None else pooled
+    for node in program.graph.find_nodes(op="call_module", target=GRID):
+        flat.values[node] = program.grid_hint
+    flat.run()
+    return flat.module(root)
+
+
+def _pooled_sides(graph: fx.Graph, rank: int) -> tuple[fx.Node, ...]:
+    carrier = graph.placeholder(CARRIER)
+    return tuple(graph.call_function(torch.ops.aten.sym_size.int, (carrier, axis)) for axis in range(rank))
+
+
+def refuse_in_place(program: Program) -> None:
+    """Whether there is a graph of the whole.
+
+    Raises:
+        LoweringError: the model runs in place, so that there is none.
+    """
     if program.in_place:
         raise LoweringError(
             f"this model could not be captured as one graph ({program.way}), so only its blocks can be compiled: "
-            f"use the target 'inductor'."
+            f"use the target 'inductor' with scope='blocks'."
         )
-    flat = _Flattener(program, pooled)
-    flat.run()
-    module = fx.GraphModule(nn.Module(), fx.Graph(), class_name="FlatSparseModel")
-    module._modules, module._parameters, module._buffers = root._modules, root._parameters, root._buffers
-    module.__dict__.update(flat.constants)
-    module.graph = flat.graph
-    return module
 
 
-class _Flattener:
-    def __init__(self, program: Program, pooled: Grid | None) -> None:
-        self.program, self.pooled = program, pooled
+class Flattener:
+    """Writes a program out as one graph.
+
+    ``values`` is what each of the outer graph's nodes is in the flat graph: a node, a number, or a tuple of these. What has a
+    value before :meth:`run` is not written out; the inputs must have one.
+
+    Raises:
+        LoweringError: the model runs in place, so that there is no graph of the whole.
+    """
+
+    def __init__(self, program: Program) -> None:
+        refuse_in_place(program)
+        self.program = program
         self.graph = fx.Graph()
         self.constants: dict[str, Any] = dict(program.constants)
-        self._values: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, Any] = {}
 
     def run(self) -> None:
-        for node in self.program.placeholders:
-            value = node.meta["val"]
-            is_tensor = isinstance(value, torch.Tensor)
-            self._values[node] = self.graph.placeholder(node.name) if is_tensor else self.program.hint(size_of(value))
-        if (density := self.program.density_node) is not None:
-            self._values[density] = self._pooled_sides(len(density.args) - 1) if self.pooled is None else self.pooled
-        for node in self.program.graph.find_nodes(op="call_module", target=GRID):
-            self._values[node] = self.program.grid_hint
+        """Write out all that has no value yet."""
         for node in self.program.graph.nodes:
-            if node not in self._values:
-                self._values[node] = self._outer(node)
+            if node not in self.values:
+                self.values[node] = self._outer(node)
         self.graph.eliminate_dead_code()
         self.graph.lint()
 
-    def _pooled_sides(self, rank: int) -> tuple[fx.Node, ...]:
-        carrier = self.graph.placeholder(CARRIER)
-        return tuple(self.graph.call_function(torch.ops.aten.sym_size.int, (carrier, axis)) for axis in range(rank))
+    def module(self, root: nn.Module) -> fx.GraphModule:
+        """The flat graph with ``root``'s parameters, not copies of them."""
+        module = fx.GraphModule(nn.Module(), fx.Graph(), class_name="FlatSparseModel")
+        module._modules, module._parameters, module._buffers = root._modules, root._parameters, root._buffers
+        module.__dict__.update(self.constants)
+        module.graph = self.graph
+        return module
 
     def _outer(self, node: fx.Node) -> Any:
         if "body" in node.meta:
@@ -83,13 +107,13 @@ class _Flattener:
         if node.target in self.program.prompts:
             return self._inline(self.program.prompts[str(node.target)], list(map(self._of, node.args)), "", {})
         source = node.args[0] if node.args else None
-        value = self._values[source] if isinstance(source, fx.Node) else None
+        value = self.values[source] if isinstance(source, fx.Node) else None
         if isinstance(value, tuple):  # one result of a block, or one side of a grid
             return value[node.args[1]]  # type: ignore[index]
         return self._copied(node, self._of, "")
 
     def _of(self, argument: Any) -> Any:
-        return fx.node.map_arg(argument, self._values.__getitem__)
+        return fx.node.map_arg(argument, self.values.__getitem__)
 
     def _inline(self, graph: fx.Graph, arguments: list[Any], prefix: str, constants: Mapping[str, str]) -> Any:
         """Write a graph out; what it names is under ``prefix``, except for ``constants``, which have other names."""

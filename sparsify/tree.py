@@ -88,6 +88,15 @@ def outer_module(program: Program, root: nn.Module, graph: fx.Graph | None = Non
     return outer
 
 
+def changed(graph: fx.Graph, change: Callable[[fx.Node], None]) -> fx.Graph:
+    """A copy of a graph, each node of which was given to ``change``."""
+    copy, nodes = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        nodes[node] = copy.node_copy(node, nodes.__getitem__)
+        change(nodes[node])
+    return copy
+
+
 def function_of(graph: fx.Graph) -> Callable[..., Any]:
     """The Python function of a graph; its first argument is the module with the parameters."""
     template = fx.GraphModule(nn.Module(), fx.Graph())

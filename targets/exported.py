@@ -18,7 +18,7 @@ from ..clock import fitting
 from ..density import Density
 from ..ends import Grid, is_grid
 from ..errors import LoweringError
-from ..flat import flat_module
+from ..flat import flat_module, refuse_in_place
 from ..grid_readers import GridOfPositions
 from ..program import GRID, Program
 from ..real import without_complex
@@ -111,11 +111,7 @@ def stage_for(sparse: SparseModel, example_inputs: Any = None) -> tuple[Stage, l
     stage, inputs = sparse.stage_for(example_inputs)
     if stage.mode is not False:
         raise LoweringError("the model is in training mode; call .eval() on it, and give example_inputs, before lowering it.")
-    if stage.program.in_place:
-        raise LoweringError(
-            f"this model could not be captured as one graph ({stage.program.way}), so only its blocks can be compiled: use the "
-            f"target 'inductor'."
-        )
+    refuse_in_place(stage.program)
     if wrong := [node.name for node in stage.program.placeholders if getattr(node.meta["val"], "is_complex", bool)()]:
         raise LoweringError(f"the input {wrong[0]} is complex, which compiled programs do not take: use the target 'inductor'.")
     return stage, inputs

@@ -1,0 +1,65 @@
+"""Linear maps of few rows on a CPU, by oneDNN: MKL's product lays the whole weight out anew at every call.
+
+A sparse block multiplies large weights with a few dozen tokens, and there the layout takes up to half of the time.
+``python -m benchmarks.few_rows`` compares the two.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from ..tree import changed
+
+aten = torch.ops.aten
+
+FEWEST, MOST = 16, 256  # rows: fewer are read by products with vectors, from some 400 on the arithmetic takes longest
+LARGE = 1 << 20  # elements of a weight; smaller ones stay in the cache, where laying them out takes little
+_IS_HERE = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+
+torch.library.define("sparsify::linear_of_few_rows", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+
+
+@torch.library.impl("sparsify::linear_of_few_rows", "CPU")
+def _run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    # The operator that inductor itself takes where weights are constants; it does with weights as they are.
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return result
+
+
+@torch.library.register_fake("sparsify::linear_of_few_rows")  # type: ignore[untyped-decorator]
+def _shape(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """As ``aten.linear``. Which way it goes is decided while it is traced, so shapes must be static there."""
+    if _suits(x, weight):
+        few: torch.Tensor = torch.ops.sparsify.linear_of_few_rows.default(x, weight, bias)
+        return few
+    result: torch.Tensor = aten.linear.default(x, weight, bias)
+    return result
+
+
+def _suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Plain float32 on a CPU, in inference; autocast and gradients are aten's."""
+    return (
+        _IS_HERE
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and type(weight) in (torch.Tensor, nn.Parameter)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and weight.numel() >= LARGE
+        and FEWEST <= x.numel() // x.shape[-1] <= MOST
+    )
+
+
+def with_few_rows(graph: fx.Graph) -> fx.Graph:
+    """A graph with :func:`linear` for every linear map."""
+
+    def change(node: fx.Node) -> None:
+        if node.target is aten.linear.default:
+            node.target = linear
+
+    return changed(graph, change)
