@@ -53,6 +53,7 @@ bench: $(STAMP) ## all benchmarks: tables here, numbers and a picture in out/ben
 	$(BIN)/python -m benchmarks.flops --json $(OUT)/bench/flops.json
 	$(BIN)/python -m benchmarks.time --models dit-256 dit-512 --compile --json $(OUT)/bench/time.json
 	$(BIN)/python -m benchmarks.roles --json $(OUT)/bench/roles.json
+	$(BIN)/python -m benchmarks.few_rows --json $(OUT)/bench/few_rows.json
 	$(BIN)/python -m benchmarks.scaling --picture $(OUT)/bench/scaling.png --json $(OUT)/bench/scaling.json
 	$(BIN)/python -m benchmarks.sampling --json $(OUT)/bench/sampling.json
 	$(BIN)/python -m benchmarks.import_time --json $(OUT)/bench/import_time.json

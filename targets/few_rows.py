@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 FEWEST, MOST = 16, 256  # rows: fewer are read by products with vectors, from some 400 on the arithmetic takes longest
 LARGE = 1 << 20  # elements of a weight; smaller ones stay in the cache, where laying them out takes little
-_IS_HERE = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+IS_HERE = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 
 torch.library.define("sparsify::linear_of_few_rows", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 
@@ -44,7 +44,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def _suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Plain float32 on a CPU, in inference; autocast and gradients are aten's."""
     return (
-        _IS_HERE
+        IS_HERE
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and type(weight) in (torch.Tensor, nn.Parameter)

@@ -53,7 +53,7 @@ def test_lowering_errors() -> None:
     with pytest.raises(LoweringError, match=r"target 'cuda' does not exist; there are \['aot_inductor', 'eager', 'inductor'"):
         lower(sparse, "cuda")
     with pytest.raises(
-        LoweringError, match="target inductor has no option \\['speed'\\]; its options are \\['shapes', 'mode'\\]"
+        LoweringError, match="target inductor has no option \\['speed'\\]; its options are \\['shapes', 'mode', 'scope'\\]"
     ):
         lower(sparse, "inductor", speed=3)
     with pytest.raises(LoweringError, match="not a PlainDiT"):

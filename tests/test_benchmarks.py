@@ -42,6 +42,7 @@ def tiny_model() -> tuple[torch.nn.Module, dict[str, Any]]:
         "compile_cost",
         "rewrite_cost",
         "import_time",
+        "few_rows",
         "targets",
         "tensorrt",
     ],

@@ -10,6 +10,8 @@ import pytest
 
 from sparsify.cli.main import main
 
+from .test_inductor import backend
+
 SMALL = ["sparsify.models:dit", "--kwargs", '{"name": "DiT-S/2", "resolution": 128, "depth": 6}']
 PLAIN = "tests.test_cli:factory"
 
@@ -53,6 +55,27 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(t["share"] for t in data["timings"]) == pytest.approx(1)
     status, out, _ = run(capsys, "bench", PLAIN, "--rounds", "1", "--policy", "dense")
     assert status == 0 and "dense against sparse" in out
+
+
+@pytest.mark.parametrize(
+    "words, options",
+    [
+        ([], {"scope": "blocks", "shapes": "dynamic"}),
+        (["blocks"], {"scope": "blocks", "shapes": "dynamic"}),
+        (["model"], {"scope": "model", "shapes": "per_grid"}),
+    ],
+)
+def test_bench_of_compiled_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], options: dict[str, str]
+) -> None:
+    from sparsify.cli import commands
+
+    asked: list[dict[str, str]] = []
+    lower = commands.lower
+    monkeypatch.setattr(commands, "lower", lambda *target, **given: asked.append(given) or lower(*target, **given))
+    with backend("eager"):
+        status, out, _ = run(capsys, "bench", PLAIN, "--rounds", "1", "--compile", *words)
+    assert status == 0 and "dense against sparse" in out and asked == [options]
 
 
 def test_policy_from_a_file_and_diffusers_class_with_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

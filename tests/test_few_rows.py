@@ -15,7 +15,9 @@ from sparsify.targets import few_rows
 from .helpers import inputs, sparse_plain
 from .test_inductor import SMALL, backend
 
-here = pytest.mark.skipif(not few_rows._IS_HERE, reason="this torch has no oneDNN or no MKL: few_rows.linear is aten's everywhere")
+here = pytest.mark.skipif(
+    not few_rows.IS_HERE, reason="this torch has no oneDNN or no MKL: few_rows.linear is aten's everywhere"
+)
 OUT, IN = 1024, 1032
 
 
@@ -62,7 +64,9 @@ def test_rows_may_lie_in_any_order_in_memory(taken: list[torch.Size]) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rows, width", [((1,), IN), ((15,), IN), ((257,), IN), ((3, 100), IN), ((0,), IN), ((32,), 8), ((), IN)])
+@pytest.mark.parametrize(
+    "rows, width", [((1,), IN), ((15,), IN), ((257,), IN), ((3, 100), IN), ((0,), IN), ((32,), 8), ((), IN)]
+)
 def test_other_sizes_are_left_to_aten(taken: list[torch.Size], rows: tuple[int, ...], width: int) -> None:
     x, weight = torch.randn(*rows, width), torch.randn(OUT, width)
     assert torch.equal(few_rows.linear(x, weight), F.linear(x, weight)) and not taken
@@ -120,7 +124,9 @@ def test_static_code_takes_it_for_sparse_tokens_and_dynamic_code_does_not(monkey
     monkeypatch.setattr(few_rows, "LARGE", 1)
     calls: list[int] = []
     run = torch.ops.mkldnn._linear_pointwise.default
-    monkeypatch.setattr(torch.ops.mkldnn._linear_pointwise, "default", lambda x, *rest: calls.append(x.shape[-2]) or run(x, *rest))
+    monkeypatch.setattr(
+        torch.ops.mkldnn._linear_pointwise, "default", lambda x, *rest: calls.append(x.shape[-2]) or run(x, *rest)
+    )
     _, sparse = sparse_plain(depth=3, policy=SMALL)
     x = inputs(2)
     tokens = math.prod(sparse.program.density.grid_at(500, (8, 8)))

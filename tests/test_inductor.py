@@ -38,7 +38,7 @@ def _counting_from_zero() -> None:
 def backend(name: str) -> Iterator[None]:
     compile_ = torch.compile
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", lambda fn, mode, **options: compile_(fn, backend=name, **options))
+        patch.setattr(torch, "compile", lambda fn, mode="default", **options: compile_(fn, backend=name, **options))
         yield
 
 
@@ -260,7 +260,7 @@ def test_models_with_several_streams_or_chains(quick: None, name: str) -> None:
         ({"shapes": True}, r"shapes is True; target inductor takes 'dynamic', 'per_grid'"),
         ({"mode": "fast"}, r"mode is 'fast'; target inductor takes 'default', .*'reduce-overhead'"),
         ({"mode": ["default"]}, r"mode is \['default'\]; target inductor takes"),
-        ({"dynamic": True}, r"target inductor has no option \['dynamic'\]; its options are \['shapes', 'mode'\]"),
+        ({"dynamic": True}, r"target inductor has no option \['dynamic'\]; its options are \['shapes', 'mode', 'scope'\]"),
     ],
 )
 def test_options_that_are_not_allowed(dynamic: tuple[SparseModel, Any], options: dict[str, Any], message: str) -> None:

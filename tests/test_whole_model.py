@@ -15,6 +15,7 @@ from torch import fx
 
 from sparsify import LoweringError, SparseModel, lower, sparsify
 from sparsify.program import DENSITY, GRID, PROMPT
+from sparsify.prompt import PromptModule
 
 from .helpers import POLICY, inputs, slow, sparse_plain
 from .test_in_place import given, looking, opened
@@ -97,7 +98,9 @@ def test_gradients_are_those_of_the_eager_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, blocks, asked", [("PixArtTransformer2DModel", 8, PROMPT), ("FluxTransformer2DModel", 8, GRID)], ids=["prompt", "grid"]
+    "name, blocks, asked",
+    [("PixArtTransformer2DModel", 8, PROMPT), ("FluxTransformer2DModel", 8, GRID)],
+    ids=["prompt", "grid"],
 )
 def test_the_host_keeps_its_decisions_and_nothing_else(
     quick: None,  # noqa: F811
@@ -126,11 +129,11 @@ def test_what_depends_on_the_prompt_is_still_computed_once(quick: None) -> None:
     entry = next(entry for entry in entries() if entry.name == "PixArtTransformer2DModel")
     sparse = sparsify(entry.make(), policy_for(8), entry.inputs(2, 0))
     fast = lower(sparse, "inductor", scope="model")
-    prompts = [module for name, module in sparse.named_modules() if name.startswith(PROMPT) and "." not in name]
+    prompts = [module for module in sparse.modules() if isinstance(module, PromptModule)]
     calls: list[object] = []
     for module in prompts:
-        run = module.run  # type: ignore[union-attr]
-        module.__dict__["run"] = lambda *given, run=run: calls.append(given) or run(*given)
+        (run,) = module._run
+        module._run = (lambda *given, run=run: calls.append(given) or run(*given),)  # type: ignore[assignment]
     x = entry.inputs(2, 0)
     with torch.no_grad():
         for share in (0.1, 0.5, 0.9):
