@@ -1,4 +1,4 @@
-"""One flat graph of a whole sparse program, for targets that compile a model ahead of time."""
+"""One flat graph of a whole sparse program, for targets that compile a model as a whole."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ class Flattener:
     """Writes a program out as one graph.
 
     ``values`` is what each of the outer graph's nodes is in the flat graph: a node, a number, or a tuple of these. What has a
-    value before :meth:`run` is not written out; the inputs must have one.
+    value before :meth:`run` is not written out; the inputs must have one. ``portable`` pooling takes open pooled grids.
 
     Raises:
         LoweringError: the model runs in place, so that there is no graph of the whole.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, portable: bool = True) -> None:
         refuse_in_place(program)
-        self.program = program
+        self.program, self._portable = program, portable
         self.graph = fx.Graph()
         self.constants: dict[str, Any] = dict(program.constants)
         self.values: dict[fx.Node, Any] = {}
@@ -139,6 +139,6 @@ class Flattener:
         target = node.target
         if node.op == "get_attr":
             target = f"{prefix}{node.target}"
-        elif target is pool_tokens:
+        elif target is pool_tokens and self._portable:
             target = pool_tokens_portably
         return self.graph.create_node(node.op, target, of(node.args), of(node.kwargs), name=node.name)

@@ -88,7 +88,7 @@ def outer_module(program: Program, root: nn.Module, graph: fx.Graph | None = Non
     return outer
 
 
-def changed(graph: fx.Graph, change: Callable[[fx.Node], None]) -> fx.Graph:
+def copied_with(graph: fx.Graph, change: Callable[[fx.Node], None]) -> fx.Graph:
     """A copy of a graph, each node of which was given to ``change``."""
     copy, nodes = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in graph.nodes:

@@ -9,27 +9,29 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from ..tree import changed
+from ..tree import copied_with
 
 aten = torch.ops.aten
 
-FEWEST, MOST = 16, 256  # rows: fewer are read by products with vectors, from some 400 on the arithmetic takes longest
+FEWEST, MOST = 16, 256  # rows: for fewer MKL has other products, and for more the arithmetic takes longest
 LARGE = 1 << 20  # elements of a weight; smaller ones stay in the cache, where laying them out takes little
 IS_HERE = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 
 torch.library.define("sparsify::linear_of_few_rows", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 
 
-@torch.library.impl("sparsify::linear_of_few_rows", "CPU")
 def _run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    # The operator that inductor itself takes where weights are constants; it does with weights as they are.
+    # The operator that inductor takes for constant weights, laid out for it; weights in their own layout do as well.
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return result
 
 
-@torch.library.register_fake("sparsify::linear_of_few_rows")  # type: ignore[untyped-decorator]
 def _shape(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+torch.library.impl("sparsify::linear_of_few_rows", "CPU", _run)
+torch.library.register_fake("sparsify::linear_of_few_rows", _shape)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -50,6 +52,7 @@ def _suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and type(weight) in (torch.Tensor, nn.Parameter)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and weight.ndim == 2
         and weight.numel() >= LARGE
         and FEWEST <= x.numel() // x.shape[-1] <= MOST
     )
@@ -62,4 +65,4 @@ def with_few_rows(graph: fx.Graph) -> fx.Graph:
         if node.target is aten.linear.default:
             node.target = linear
 
-    return changed(graph, change)
+    return copied_with(graph, change)

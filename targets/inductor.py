@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from ..clock import Timed
@@ -16,7 +16,7 @@ from ..flat import refuse_in_place
 from ..program import Program
 from ..runtime import SparseModel
 from ..stage import Stage
-from ..tree import changed, function_of, outer_module
+from ..tree import copied_with, function_of, outer_module
 from .compiled import KINDS, ForAllShapes, ForEachShape, Function, Shapes
 from .few_rows import with_few_rows
 from .whole import whole_on_host
@@ -38,8 +38,9 @@ def lower_inductor(
             artifact for each grid and batch size.
         mode: as for ``torch.compile``.
         scope: ``blocks``: every kind of block once, however deep the model, and what stands between blocks as it is;
-            ``model``: all of it as one graph, which takes as many times longer to compile as there are blocks of a kind, and
-            runs a few percent faster, since memory is planned and small operators are fused across blocks.
+            ``model``: all of it as one graph, which takes as long to compile as the dense model, and runs a few percent
+            faster, since memory is planned and small operators are fused across blocks. With ``per_grid`` that is once for
+            each grid; with ``dynamic`` once, and once more for grids with a side of one.
 
     Returns:
         A callable with the model's signature.
@@ -95,8 +96,11 @@ class _Units:
         """A function from a call's flat inputs to what the model returns."""
         program, sparse = stage.program, self._sparse
         if self._scope == "model":
-            host = whole_on_host(program, sparse, lambda flat: self._unit(stage, flat.graph).bound(flat, "model"))
-            return self._finished(program, host)
+
+            def bind(graph: fx.Graph, owner: nn.Module) -> Function:
+                return self._unit(stage, graph).bound(owner, "model")
+
+            return self._finished(program, whole_on_host(program, sparse, bind, portable=self._shapes == "dynamic"))
         calls = {}
         for node in program.all_block_nodes:
             path = str(node.target)
@@ -127,9 +131,9 @@ def _with_calls(graph: fx.Graph, calls: Mapping[str, Function]) -> fx.Graph:
         if "body" in node.meta:
             node.op, node.target = "call_function", calls[str(node.target)]
 
-    return changed(graph, change)
+    return copied_with(graph, change)
 
 
-def _check(option: str, value: object, allowed: Iterable[object]) -> None:
+def _check(option: str, value: object, allowed: Collection[object]) -> None:
     if value not in list(allowed):
         raise LoweringError(f"{option} is {value!r}; target inductor takes {', '.join(map(repr, allowed))}.")

@@ -10,11 +10,12 @@ from torch import fx, nn
 
 from ..flat import Flattener
 from ..program import DENSITY, GRID, Program
+from ..tree import Container
 
-Bind = Callable[[fx.GraphModule], Callable[..., Any]]
+Bind = Callable[[fx.Graph, nn.Module], Callable[..., Any]]
 
 
-def whole_on_host(program: Program, root: nn.Module, bind: Bind) -> fx.Graph:
+def whole_on_host(program: Program, root: nn.Module, bind: Bind, portable: bool) -> fx.Graph:
     """An outer graph in which all that computes is one call.
 
     Three things are decided or looked up by Python code at every call and stay in front of it: the pooled grid, a dense grid that
@@ -23,7 +24,8 @@ def whole_on_host(program: Program, root: nn.Module, bind: Bind) -> fx.Graph:
     Args:
         program: captured as a whole and rewritten.
         root: the sparse model.
-        bind: what becomes of the flat module, which shares ``root``'s parameters: the function that the graph calls.
+        bind: from the flat graph, and a module with ``root``'s parameters under the names in it, the function to call.
+        portable: whether pooling must take pooled grids as open numbers.
 
     Returns:
         A graph with the inputs and outputs of the program's own.
@@ -31,13 +33,14 @@ def whole_on_host(program: Program, root: nn.Module, bind: Bind) -> fx.Graph:
     Raises:
         LoweringError: the model runs in place, so that there is no graph of the whole.
     """
-    flat, host = Flattener(program), fx.Graph()
+    flat, host = Flattener(program, portable), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    given: list[fx.Node] = []
+    given: dict[fx.Node, fx.Node] = {}
 
     def take(node: fx.Node) -> fx.Node:
-        given.append(node)
-        return flat.graph.placeholder(node.name)
+        inside = flat.graph.placeholder(node.name)
+        given[inside] = node
+        return inside
 
     for node in _host_nodes(program):
         copies[node] = copy = host.node_copy(node, copies.__getitem__)
@@ -47,7 +50,14 @@ def whole_on_host(program: Program, root: nn.Module, bind: Bind) -> fx.Graph:
             results = [host.call_function(operator.getitem, (copy, index)) for index in range(len(node.meta["val"]))]
             flat.values[node] = tuple(map(take, results))
     flat.run()
-    host.output(host.call_function(bind(flat.module(root)), tuple(given)))
+    for inside in [node for node in given if not node.users]:  # such as a timestep that the density alone reads
+        del given[inside]
+        flat.graph.erase_node(inside)
+    # Not a GraphModule: each is of a class of its own, and captures with the same code could not share what is compiled.
+    owner = Container()
+    owner._modules, owner._parameters, owner._buffers = root._modules, root._parameters, root._buffers
+    owner.__dict__.update(flat.constants)
+    host.output(host.call_function(bind(flat.graph, owner), tuple(given.values())))
     return host
 
 

@@ -112,6 +112,7 @@ def test_every_way_runs_and_its_gflops_stand_beside_its_time() -> None:
     report = setup.sparse.report()
     assert rows["dense"]["time_ratio"] == 1 and rows["dense"]["gflops_ratio"] == 1
     assert rows["sparsify"]["gflops"] == report.gflops
+    assert rows["dense by sparsify"]["gflops"] == pytest.approx(report.gflops_dense, rel=1e-3)
     # By hand nothing is saved that the method itself does not save; ours may save more.
     assert rows["handwritten"]["gflops"] >= report.gflops * (1 - 1e-9)
     assert rows["token merging"]["gflops"] == pytest.approx(report.gflops, rel=0.03)

@@ -61,8 +61,7 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     "words, options",
     [
         ([], {"scope": "blocks", "shapes": "dynamic"}),
-        (["blocks"], {"scope": "blocks", "shapes": "dynamic"}),
-        (["model"], {"scope": "model", "shapes": "per_grid"}),
+        (["--scope", "model"], {"scope": "model", "shapes": "per_grid"}),
     ],
 )
 def test_bench_of_compiled_code(
@@ -74,7 +73,7 @@ def test_bench_of_compiled_code(
     lower = commands.lower
     monkeypatch.setattr(commands, "lower", lambda *target, **given: asked.append(given) or lower(*target, **given))
     with backend("eager"):
-        status, out, _ = run(capsys, "bench", PLAIN, "--rounds", "1", "--compile", *words)
+        status, out, _ = run(capsys, "bench", "--rounds", "1", "--compile", *words, PLAIN)
     assert status == 0 and "dense against sparse" in out and asked == [options]
 
 

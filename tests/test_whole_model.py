@@ -6,6 +6,7 @@ not matter.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,11 +14,11 @@ import pytest
 import torch
 from torch import fx
 
-from sparsify import LoweringError, SparseModel, lower, sparsify
+from sparsify import LoweringError, Policy, SparseModel, SparsifyError, lower, sparsify
 from sparsify.program import DENSITY, GRID, PROMPT
 from sparsify.prompt import PromptModule
 
-from .helpers import POLICY, inputs, slow, sparse_plain
+from .helpers import POLICY, inputs, plain, slow, sparse_plain
 from .test_in_place import given, looking, opened
 from .test_inductor import SMALL, _counting_from_zero, _same_gradients, backend, graphs, quick, run_schedule  # noqa: F401
 from .zoo.__main__ import entries
@@ -30,7 +31,7 @@ def outer_graph(fast: Any, monkeypatch: pytest.MonkeyPatch, x: dict[str, Any]) -
 
     seen: list[fx.Graph] = []
     whole = inductor.whole_on_host
-    monkeypatch.setattr(inductor, "whole_on_host", lambda *arguments: seen.append(whole(*arguments)) or seen[-1])
+    monkeypatch.setattr(inductor, "whole_on_host", lambda *given, **options: seen.append(whole(*given, **options)) or seen[-1])
     with torch.no_grad():
         fast(**x)
     return seen[0]
@@ -139,6 +140,83 @@ def test_what_depends_on_the_prompt_is_still_computed_once(quick: None) -> None:
         for share in (0.1, 0.5, 0.9):
             fast(**at_time(entry, x, str(sparse.report().timestep), share))
     assert prompts and len(calls) == len(prompts)
+
+
+def test_captures_with_the_same_code_share_what_is_compiled(quick: None) -> None:  # noqa: F811
+    entry = next(entry for entry in entries() if entry.name == "PixArtTransformer2DModel")
+    x = entry.inputs(2, 0)
+    sparse = sparsify(entry.make(), policy_for(8), x)
+    fast = lower(sparse, "inductor", scope="model")
+    with torch.no_grad():
+        for return_dict in (True, False):
+            call = {**x, "return_dict": return_dict}
+            assert difference(fast(**call), sparse(**call)) <= 1e-5
+        assert len(sparse._stages) == 2 and graphs() == 1
+        for share, batch in ((0.05, 3), (0.95, 4)):
+            call = {**at_time(entry, entry.inputs(batch, 0), str(sparse.report().timestep), share), "return_dict": False}
+            assert difference(fast(**call), sparse(**call)) <= 1e-5
+    assert graphs() == 1
+
+
+def test_modes_dtypes_and_copies(quick: None) -> None:  # noqa: F811
+    _, sparse = sparse_plain(depth=3, policy=SMALL)
+    sparse = copy.deepcopy(sparse)  # what others use stays as it is
+    fast = lower(sparse, "inductor", scope="model")
+    x, batch_of_one = inputs(), inputs(1)
+    with torch.no_grad():
+        for call in (batch_of_one, x):
+            assert (fast(*call) - sparse(*call)).abs().max() <= 1e-6
+        twin = lower(copy.deepcopy(sparse), "inductor", scope="model")
+        next(sparse.parameters()).mul_(1.5)
+        assert (fast(*x) - twin(*x)).abs().max() > 1e-4
+        sparse.train()
+        assert (fast(*x) - sparse(*x)).abs().max() <= 1e-6
+        sparse.eval().double()
+        x = (x[0].double(), *x[1:])
+        assert (fast(*x) - sparse(*x)).abs().max() <= 1e-14 and fast(*x).dtype == torch.float64
+
+
+@pytest.mark.parametrize("shapes", ["dynamic", "per_grid"])
+def test_autocast_is_that_of_the_call(quick: None, shapes: str) -> None:  # noqa: F811
+    _, sparse = sparse_plain(depth=3, policy=SMALL)
+    x = inputs()
+    fast = lower(sparse, "inductor", shapes=shapes, scope="model")
+    with torch.no_grad():
+        exact = sparse(*x)
+        with torch.autocast("cpu", torch.bfloat16):
+            cast, ours = sparse(*x), fast(*x)
+    own = (cast - exact).abs().max()
+    assert own > 0 and (ours - exact).abs().max() <= 2 * own
+
+
+def test_the_dense_policy_is_the_model_bit_for_bit(quick: None) -> None:  # noqa: F811
+    model, x = plain(depth=3), inputs()
+    with torch.no_grad():
+        assert torch.equal(lower(sparsify(model, Policy.dense(), x), "inductor", scope="model")(*x), model(*x))
+
+
+def test_what_only_the_host_reads_is_no_input_of_what_is_compiled(monkeypatch: pytest.MonkeyPatch, quick: None) -> None:  # noqa: F811
+    entry = next(entry for entry in entries() if entry.name == "PixArtTransformer2DModel")
+    sparse = sparsify(entry.make(), policy_for(8), entry.inputs(2, 0))
+    graph = outer_graph(lower(sparse, "inductor", scope="model"), monkeypatch, entry.inputs(2, 0))
+    (call,) = next(iter(graph.find_nodes(op="output"))).all_input_nodes
+    names = {node.name for node in call.all_input_nodes}
+    assert "hidden_states" in names and "encoder_hidden_states" not in names, "what it is read for is computed already"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [entry.name for entry in entries()])
+def test_every_model_of_the_zoo_that_is_one_graph(quick: None, name: str) -> None:  # noqa: F811
+    entry = next(entry for entry in entries() if entry.name == name)
+    try:
+        sparse = sparsify(entry.make(), policy_for(8), entry.inputs(2, 0), **entry.options(0))
+    except SparsifyError as error:
+        pytest.skip(f"refused: {str(error).splitlines()[0]}")
+    if sparse.program.in_place:
+        pytest.skip("it runs in place")
+    fast = lower(sparse, "inductor", scope="model")
+    with torch.no_grad():
+        assert difference(fast(**entry.inputs(2, 0)), sparse(**entry.inputs(2, 0))) <= 1e-5
 
 
 def test_a_model_that_runs_in_place_is_refused_when_it_is_lowered() -> None:

@@ -79,8 +79,8 @@ def bench(arguments: argparse.Namespace) -> None:
     model, sparse, inputs = _sparsified(arguments)
     dense_run, sparse_run = None, None
     if arguments.compile:
-        shapes = "per_grid" if arguments.compile == "model" else "dynamic"
-        dense_run, sparse_run = torch.compile(model), lower(sparse, "inductor", scope=arguments.compile, shapes=shapes)
+        shapes = "per_grid" if arguments.scope == "model" else "dynamic"
+        dense_run, sparse_run = torch.compile(model), lower(sparse, "inductor", scope=arguments.scope, shapes=shapes)
     result = _with_progress(model, sparse, inputs, arguments.rounds, dense_run, sparse_run, quiet=arguments.json)
     if arguments.json:
         print(result.to_json())

@@ -21,7 +21,7 @@ _EXAMPLES = """examples:
   sparsify report SD3Transformer2DModel --config transformer/config.json --inputs '{"hidden_states": [1, 16, 64, 64], ...}'
       a diffusers class with a config file
   sparsify bench sparsify.models:dit --kwargs '{"name": "DiT-B/2", "resolution": 256}' --compile
-      dense against sparse, interleaved in one process; --compile model also compiles the sparse one as a whole
+      dense against sparse, interleaved in one process; with --scope model the sparse one is compiled as a whole, too
   sparsify lower sparsify.models:dit --policy paper:DiT-XL/2@512 --target aot_inductor --out dit.pt2
       one file that runs without the model's code; sparsify lower --help has more
   sparsify search my_package.my_model:make_model --budget 0.45 --out policy.json
@@ -94,13 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     bench = sub.add_parser("bench", help="time dense against sparse", epilog=_EXAMPLES, formatter_class=form)
     _model_arguments(bench, device="cpu")
     bench.add_argument("--rounds", type=a_count, default=5, help="timed calls of each, interleaved (default 5)")
+    bench.add_argument("--compile", action="store_true", help="torch.compile both sides, the dense one as a whole")
     bench.add_argument(
-        "--compile",
-        nargs="?",
-        const="blocks",
+        "--scope",
+        default="blocks",
         choices=("blocks", "model"),
-        help="compile both sides: dense as a whole; sparse by its blocks, or with --compile model as a whole for each pooled grid too, "
-        "which takes minutes and runs fastest",
+        help="with --compile: the sparse model by its blocks, or as a whole for each pooled grid, which takes minutes and runs fastest "
+        "(default blocks)",
     )
     bench.set_defaults(run=commands.bench)
 
