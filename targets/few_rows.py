@@ -6,10 +6,11 @@ A sparse block multiplies large weights with a few dozen tokens, and there the l
 
 from __future__ import annotations
 
-import torch
-from torch import fx, nn
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from ..tree import copied_with
+import torch
+from torch import nn
 
 aten = torch.ops.aten
 
@@ -58,11 +59,4 @@ def _suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
-def with_few_rows(graph: fx.Graph) -> fx.Graph:
-    """A graph with :func:`linear` for every linear map."""
-
-    def change(node: fx.Node) -> None:
-        if node.target is aten.linear.default:
-            node.target = linear
-
-    return copied_with(graph, change)
+FEW_ROWS: Mapping[Any, Callable[..., Any]] = {aten.linear.default: linear}

@@ -18,7 +18,8 @@ from ..runtime import SparseModel
 from ..stage import Stage
 from ..tree import copied_with, function_of, outer_module
 from .compiled import KINDS, ForAllShapes, ForEachShape, Function, Shapes
-from .few_rows import with_few_rows
+from .few_rows import FEW_ROWS
+from .regions import REGIONS
 from .whole import whole_on_host
 
 _SCOPES = ("blocks", "model")
@@ -115,8 +116,8 @@ class _Units:
 
     def _unit(self, stage: Stage, graph: fx.Graph) -> ForAllShapes | ForEachShape:
         """What is equal shares one function; captures of another mode or dtype don't, so that no code object has many."""
-        if self._shapes == "per_grid":
-            graph = with_few_rows(graph)
+        targets = {**REGIONS, **FEW_ROWS} if self._shapes == "per_grid" else REGIONS
+        graph = _with_targets(graph, targets)
         code = graph.python_code("self")
         key = (stage.mode, stage.kind, code.src, tuple(code.globals.items()))
         if key not in self._units:
@@ -130,6 +131,16 @@ def _with_calls(graph: fx.Graph, calls: Mapping[str, Function]) -> fx.Graph:
     def change(node: fx.Node) -> None:
         if "body" in node.meta:
             node.op, node.target = "call_function", calls[str(node.target)]
+
+    return copied_with(graph, change)
+
+
+def _with_targets(graph: fx.Graph, targets: Mapping[Any, Function]) -> fx.Graph:
+    """A graph with other functions for some of its operators."""
+
+    def change(node: fx.Node) -> None:
+        if node.op == "call_function":
+            node.target = targets.get(node.target, node.target)
 
     return copied_with(graph, change)
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sparsify import lower
 from sparsify.targets import few_rows
+from sparsify.targets.inductor import _with_targets
 
 from .helpers import inputs, sparse_plain
 from .test_inductor import SMALL, backend
@@ -105,7 +106,7 @@ def test_a_graph_keeps_all_but_its_linear_maps() -> None:
 
     module = torch.export.export(Model(), (torch.randn(3, 4),)).module()
     before = [(node.op, node.name) for node in module.graph.nodes]
-    changed = few_rows.with_few_rows(module.graph)
+    changed = _with_targets(module.graph, few_rows.FEW_ROWS)
     changed.lint()
     assert [(node.op, node.name) for node in changed.nodes] == before
     assert sum(node.target is few_rows.linear for node in changed.nodes) == 2

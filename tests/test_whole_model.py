@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 
 from sparsify import LoweringError, Policy, SparseModel, SparsifyError, lower, sparsify
 from sparsify.program import DENSITY, GRID, PROMPT
@@ -187,6 +187,32 @@ def test_autocast_is_that_of_the_call(quick: None, shapes: str) -> None:  # noqa
             cast, ours = sparse(*x), fast(*x)
     own = (cast - exact).abs().max()
     assert own > 0 and (ours - exact).abs().max() <= 2 * own
+
+
+class Fenced(nn.Module):
+    """A model that embeds under its own autocast, whose size is open, and reads a mean without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = plain(depth=3)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = torch.einsum("bchw,bdhw->bcd", x, x) / x.shape[2] ** 2
+        with torch.no_grad():
+            mean = mixed.mean(dim=(1, 2))
+        return self.inner(x + mean[:, None, None, None].float(), t, y)
+
+
+@pytest.mark.parametrize("scope", ["blocks", "model"])
+def test_regions_under_autocast_and_without_gradients(quick: None, scope: str) -> None:  # noqa: F811
+    sparse = sparsify(Fenced(), SMALL, inputs())
+    assert not sparse.program.in_place and any("wrap_with" in str(node.target) for node in sparse.program.graph.nodes)
+    fast = lower(sparse, "inductor", scope=scope)
+    with torch.no_grad():
+        for batch, t in ((2, 900), (3, 100)):
+            x = inputs(batch, t=t)
+            assert (fast(*x) - sparse(*x)).abs().max() <= 1e-6
 
 
 def test_the_dense_policy_is_the_model_bit_for_bit(quick: None) -> None:  # noqa: F811
