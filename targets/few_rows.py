@@ -1,6 +1,6 @@
 """Linear maps of few rows on a CPU, by oneDNN: MKL's product lays the whole weight out anew at every call.
 
-A sparse block multiplies large weights with a few dozen tokens, and there the layout takes up to half of the time.
+A sparse block multiplies large weights with a few dozen tokens, and there the layout takes up to a third of the time.
 ``python -m benchmarks.few_rows`` compares the two.
 """
 
