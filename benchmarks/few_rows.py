@@ -14,12 +14,13 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from rich.table import Table
 
 from sparsify.cli.words import a_count
-from sparsify.targets.few_rows import FEWEST, IS_HERE, LARGE, MOST
+from sparsify.targets.few_rows import IS_HERE, is_faster
 
 from .common import interleaved, parser, show, table, write
 
@@ -65,11 +66,10 @@ def measured(weights: Sequence[torch.Tensor], rows: int, rounds: int) -> dict[st
     return {name: statistics.median(seconds) / len(weights) for name, seconds in times.items()}
 
 
-def few_rows_table(results: Sequence[dict[str, float]]) -> Table:
+def few_rows_table(results: Sequence[dict[str, Any]]) -> Table:
     """To read."""
     rows = []
     for each in results:
-        is_taken = FEWEST <= each["rows"] <= MOST and each["from"] * each["to"] >= LARGE
         share = f"{each['onednn'] / each['mkl']:.0%}"
         rows.append(
             (
@@ -77,7 +77,7 @@ def few_rows_table(results: Sequence[dict[str, float]]) -> Table:
                 f"{each['rows']}",
                 f"{1e3 * each['mkl']:.3f}",
                 f"{1e3 * each['onednn']:.3f}",
-                f"[bold]{share}[/]" if is_taken else share,
+                f"[bold]{share}[/]" if is_faster(each["from"] * each["to"], each["rows"]) else share,
             )
         )
     return table("linear maps in float32", ("channels", "rows", "MKL, ms", "oneDNN, ms", "a share"), rows)

@@ -14,6 +14,7 @@ from .ops import pool_tokens
 from .portable import pool_tokens_portably
 from .program import GRID, Body, Program
 from .shapes import size_of
+from .tree import share_registries
 
 CARRIER = "pooled_grid"
 
@@ -95,8 +96,7 @@ class Flattener:
     def module(self, root: nn.Module) -> fx.GraphModule:
         """The flat graph with ``root``'s parameters, not copies of them."""
         module = fx.GraphModule(nn.Module(), fx.Graph(), class_name="FlatSparseModel")
-        module._modules, module._parameters, module._buffers = root._modules, root._parameters, root._buffers
-        module.__dict__.update(self.constants)
+        share_registries(module, root, self.constants)
         module.graph = self.graph
         return module
 

@@ -13,6 +13,7 @@ from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_any
 
 from .errors import LoweringError
+from .tree import share_registries
 
 REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
@@ -49,9 +50,8 @@ def without_complex(module: fx.GraphModule) -> fx.GraphModule:
 def with_graph(module: fx.GraphModule, graph: fx.Graph, constants: Mapping[str, Any]) -> fx.GraphModule:
     """A module with another graph and some more constants, that shares all else with ``module``, which stays as it is."""
     made = fx.GraphModule(torch.nn.Module(), fx.Graph(), class_name=type(module).__name__)
-    made._modules, made._parameters, made._buffers = module._modules, module._parameters, module._buffers
     read = {node.target for node in module.graph.find_nodes(op="get_attr")}
-    made.__dict__.update({name: value for name, value in vars(module).items() if name in read}, **constants)
+    share_registries(made, module, {name: value for name, value in vars(module).items() if name in read} | dict(constants))
     made.graph = graph
     return made
 

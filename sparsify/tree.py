@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -79,11 +79,16 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return tied
 
 
+def share_registries(module: nn.Module, root: nn.Module, constants: Mapping[str, Any]) -> None:
+    """Let ``module`` have ``root``'s modules, parameters and buffers, the registries themselves, and constants of its own."""
+    module._modules, module._parameters, module._buffers = root._modules, root._parameters, root._buffers
+    module.__dict__.update(constants)
+
+
 def outer_module(program: Program, root: nn.Module, graph: fx.Graph | None = None) -> fx.GraphModule:
     """The outer graph, or another in its place, as a module that shares ``root``'s registries: moves and loads reach it."""
     outer = fx.GraphModule(nn.Module(), fx.Graph())  # empty at first: it would copy what the graph names
-    outer._modules, outer._parameters, outer._buffers = root._modules, root._parameters, root._buffers
-    outer.__dict__.update(program.constants)
+    share_registries(outer, root, program.constants)
     outer.graph = program.graph if graph is None else graph
     return outer
 

@@ -54,9 +54,13 @@ def _suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and weight.ndim == 2
-        and weight.numel() >= LARGE
-        and FEWEST <= x.numel() // x.shape[-1] <= MOST
+        and is_faster(weight.numel(), x.numel() // max(1, x.shape[-1]))
     )
+
+
+def is_faster(elements: int, rows: int) -> bool:
+    """Whether oneDNN is ahead for a weight of so many elements, and so many rows."""
+    return elements >= LARGE and FEWEST <= rows <= MOST
 
 
 FEW_ROWS: Mapping[Any, Callable[..., Any]] = {aten.linear.default: linear}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import fx, nn
@@ -22,12 +22,10 @@ from .few_rows import FEW_ROWS
 from .regions import REGIONS
 from .whole import whole_on_host
 
-_SCOPES = ("blocks", "model")
+Scope = Literal["blocks", "model"]
 
 
-def lower_inductor(
-    sparse: SparseModel, shapes: Shapes = "dynamic", mode: str = "default", scope: Literal["blocks", "model"] = "blocks"
-) -> Compiled:
+def lower_inductor(sparse: SparseModel, shapes: Shapes = "dynamic", mode: str = "default", scope: Scope = "blocks") -> Compiled:
     """Compile the model's blocks or the whole of it, with ``fullgraph``; the density stays on the host.
 
     What is compiled is compiled when it is first called. Parameters are looked up at each call, so that training and loading
@@ -52,7 +50,7 @@ def lower_inductor(
     modes: dict[str, dict[str, Any]] = torch._inductor.list_mode_options()
     _check("shapes", shapes, KINDS)
     _check("mode", mode, modes)
-    _check("scope", scope, _SCOPES)
+    _check("scope", scope, get_args(Scope))
     if scope == "model" and sparse._stages:
         refuse_in_place(sparse.program)
     units = _Units(sparse, shapes, mode, scope)
@@ -89,7 +87,7 @@ class Compiled(Timed):
 class _Units:
     """The compiled functions of one lowered model."""
 
-    def __init__(self, sparse: SparseModel, shapes: Shapes, mode: str, scope: str) -> None:
+    def __init__(self, sparse: SparseModel, shapes: Shapes, mode: str, scope: Scope) -> None:
         self._sparse, self._shapes, self._options, self._scope = sparse, shapes, {"mode": mode}, scope
         self._units: dict[Any, ForAllShapes | ForEachShape] = {}
 
@@ -102,10 +100,11 @@ class _Units:
                 return self._unit(stage, graph).bound(owner, "model")
 
             return self._finished(program, whole_on_host(program, sparse, bind, portable=self._shapes == "dynamic"))
+        units = {name: self._unit(stage, body.graph) for name, body in program.bodies.items()}
         calls = {}
         for node in program.all_block_nodes:
             path = str(node.target)
-            calls[path] = self._unit(stage, program.body_of(node).graph).bound(sparse.get_submodule(path), path)
+            calls[path] = units[node.meta["body"]].bound(sparse.get_submodule(path), path)
         if program.in_place:
             return sparse.in_place(stage, calls)
         return self._finished(program, _with_calls(program.graph, calls))

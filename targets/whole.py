@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from ..flat import Flattener
 from ..program import DENSITY, GRID, Program
-from ..tree import Container
+from ..tree import Container, share_registries
 
 Bind = Callable[[fx.Graph, nn.Module], Callable[..., Any]]
 
@@ -55,8 +55,7 @@ def whole_on_host(program: Program, root: nn.Module, bind: Bind, portable: bool)
         flat.graph.erase_node(inside)
     # Not a GraphModule: each is of a class of its own, and captures with the same code could not share what is compiled.
     owner = Container()
-    owner._modules, owner._parameters, owner._buffers = root._modules, root._parameters, root._buffers
-    owner.__dict__.update(flat.constants)
+    share_registries(owner, root, flat.constants)
     host.output(host.call_function(bind(flat.graph, owner), tuple(given.values())))
     return host
 

@@ -22,7 +22,7 @@ from sparsify.targets.compiled import ForAllShapes
 
 from .helpers import POLICY, inputs, plain, slow, sparse_plain
 from .test_in_place import given, looking, opened
-from .zoo.__main__ import entries
+from .zoo.__main__ import entry_of
 from .zoo.check import at_time, difference, policy_for
 
 STEPS = torch.linspace(999, 0, 50).round().int().tolist()  # a sampling schedule
@@ -238,7 +238,7 @@ ZOO = {"FluxTransformer2DModel": 8, "SD3Transformer2DModel": 8, "HunyuanDiT2DMod
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_models_with_several_streams_or_chains(quick: None, name: str) -> None:
-    entry = next(entry for entry in entries() if entry.name == name)
+    entry = entry_of(name)
     sparse = sparsify(entry.make(), policy_for(ZOO[name]), entry.inputs(2, 0), **entry.options(0))
     fast = lower(sparse, "inductor")
     counts = set()

@@ -21,7 +21,7 @@ from sparsify.prompt import PromptModule
 from .helpers import POLICY, inputs, plain, slow, sparse_plain
 from .test_in_place import given, looking, opened
 from .test_inductor import SMALL, _counting_from_zero, _same_gradients, backend, graphs, quick, run_schedule  # noqa: F401
-from .zoo.__main__ import entries
+from .zoo.__main__ import entries, entry_of
 from .zoo.check import at_time, difference, policy_for
 
 
@@ -110,7 +110,7 @@ def test_the_host_keeps_its_decisions_and_nothing_else(
     blocks: int,
     asked: str,
 ) -> None:
-    entry = next(entry for entry in entries() if entry.name == name)
+    entry = entry_of(name)
     sparse = sparsify(entry.make(), policy_for(blocks), entry.inputs(2, 0), **entry.options(0))
     fast = lower(sparse, "inductor", scope="model")
     graph = outer_graph(fast, monkeypatch, entry.inputs(2, 0))
@@ -127,7 +127,7 @@ def test_the_host_keeps_its_decisions_and_nothing_else(
 
 
 def test_what_depends_on_the_prompt_is_still_computed_once(quick: None) -> None:  # noqa: F811
-    entry = next(entry for entry in entries() if entry.name == "PixArtTransformer2DModel")
+    entry = entry_of("PixArtTransformer2DModel")
     sparse = sparsify(entry.make(), policy_for(8), entry.inputs(2, 0))
     fast = lower(sparse, "inductor", scope="model")
     prompts = [module for module in sparse.modules() if isinstance(module, PromptModule)]
@@ -143,7 +143,7 @@ def test_what_depends_on_the_prompt_is_still_computed_once(quick: None) -> None:
 
 
 def test_captures_with_the_same_code_share_what_is_compiled(quick: None) -> None:  # noqa: F811
-    entry = next(entry for entry in entries() if entry.name == "PixArtTransformer2DModel")
+    entry = entry_of("PixArtTransformer2DModel")
     x = entry.inputs(2, 0)
     sparse = sparsify(entry.make(), policy_for(8), x)
     fast = lower(sparse, "inductor", scope="model")
@@ -222,7 +222,7 @@ def test_the_dense_policy_is_the_model_bit_for_bit(quick: None) -> None:  # noqa
 
 
 def test_what_only_the_host_reads_is_no_input_of_what_is_compiled(monkeypatch: pytest.MonkeyPatch, quick: None) -> None:  # noqa: F811
-    entry = next(entry for entry in entries() if entry.name == "PixArtTransformer2DModel")
+    entry = entry_of("PixArtTransformer2DModel")
     sparse = sparsify(entry.make(), policy_for(8), entry.inputs(2, 0))
     graph = outer_graph(lower(sparse, "inductor", scope="model"), monkeypatch, entry.inputs(2, 0))
     (call,) = next(iter(graph.find_nodes(op="output"))).all_input_nodes
@@ -233,7 +233,7 @@ def test_what_only_the_host_reads_is_no_input_of_what_is_compiled(monkeypatch: p
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [entry.name for entry in entries()])
 def test_every_model_of_the_zoo_that_is_one_graph(quick: None, name: str) -> None:  # noqa: F811
-    entry = next(entry for entry in entries() if entry.name == name)
+    entry = entry_of(name)
     try:
         sparse = sparsify(entry.make(), policy_for(8), entry.inputs(2, 0), **entry.options(0))
     except SparsifyError as error:

@@ -24,6 +24,11 @@ def entries(files: Sequence[str] = FILES) -> list[Entry]:
     return [entry for file in files for entry in importlib.import_module(f"tests.zoo.{file}").MODELS]
 
 
+def entry_of(name: str) -> Entry:
+    """The model of this name."""
+    return next(entry for entry in entries() if entry.name == name)
+
+
 def left_out() -> dict[str, str]:
     """Classes that are no model with a token grid, or do not run on a CPU, and why."""
     reasons: dict[str, str] = {}
